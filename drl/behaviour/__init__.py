@@ -1,0 +1,6 @@
+"""Behaviour policies: the SAC actors that collect the data, shipped as package data.
+
+    <env>.safetensors, <env>.json   snapshots and their card, made by scripts/train_behaviour.py
+    actor.py                        a snapshot as a policy
+    play.py                         a shard of episodes by one snapshot: what each core does in `drl data collect`
+"""
