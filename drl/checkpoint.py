@@ -1,0 +1,175 @@
+"""Checkpoints: safetensors and JSON in one folder, written whole or not at all, nothing unpickled.
+
+    <run>/checkpoints/step-00020000/
+        model.safetensors      weights, normaliser, action box: all that acting needs
+        training.safetensors   optimizer, sampler, random generators, stream states: all that exact resume needs
+        checkpoint.json        format, step, config, spaces, dataset, versions
+        manifest.json          SHA-256 of the three
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, as_tensor
+
+from drl.config import Config
+from drl.data.store import Normaliser, Spaces
+from drl.errors import UserError
+
+FORMAT = 1
+MODEL, TRAINING, CARD, MANIFEST = "model.safetensors", "training.safetensors", "checkpoint.json", "manifest.json"
+STEP = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can act, and what it needs to go on training.
+
+    Attributes:
+        config: resolved; target_returns are filled in.
+        step: gradient updates done.
+        weights: the model's state dict.
+        normaliser, spaces: as in the EpisodeStore it was trained on.
+        dataset_fingerprint: of that store.
+        versions: of the packages that wrote it.
+        training: flat dict of tensors for the trainer; empty where only acting is wanted.
+    """
+
+    config: Config
+    step: int
+    weights: dict[str, Tensor]
+    normaliser: Normaliser
+    spaces: Spaces
+    dataset_fingerprint: str
+    versions: dict[str, str]
+    training: dict[str, Tensor]
+
+
+def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
+    """Write into `run`, then remove all but the newest `keep` checkpoints. Returns the folder."""
+    parent = run / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob("*.partial"):
+        shutil.rmtree(leftover)
+    final = parent / f"step-{checkpoint.step:08d}"
+    partial = final.with_suffix(".partial")
+    partial.mkdir()
+    spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
+    acting = {f"model.{name}": tensor for name, tensor in checkpoint.weights.items()} | {
+        "normaliser.mean": as_tensor(normaliser.mean),
+        "normaliser.std": as_tensor(normaliser.std),
+        "action.low": as_tensor(spaces.action_low),
+        "action.high": as_tensor(spaces.action_high),
+    }
+    save_file(_plain(acting), partial / MODEL)
+    save_file(_plain(checkpoint.training), partial / TRAINING)
+    card = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "environment": spaces.environment,
+        "observation_dim": spaces.observation_dim,
+        "action_dim": spaces.action_dim,
+        "dataset_fingerprint": checkpoint.dataset_fingerprint,
+        "versions": checkpoint.versions,
+        "config": checkpoint.config.to_dict(),
+    }
+    _write_json(partial / CARD, card)
+    _write_json(partial / MANIFEST, {name: _sha256(partial / name) for name in (MODEL, TRAINING, CARD)})
+    for path in (*partial.iterdir(), partial):
+        _fsync(path)
+    if final.exists():  # the same step again after --resume
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _fsync(parent)
+    for old in _steps(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load(folder: Path | str) -> Checkpoint:
+    """Read a checkpoint, or the newest one of a run folder.
+
+    Raises:
+        UserError: there is none, a file is damaged or missing, or it was written by a newer version.
+    """
+    folder = find(Path(folder))
+    manifest = _read_json(folder / MANIFEST)
+    for name in (MODEL, TRAINING, CARD):
+        if not (folder / name).is_file() or _sha256(folder / name) != manifest.get(name):
+            raise UserError(f"checkpoint {folder} is damaged: {name} does not match {MANIFEST}; use an older one")
+    card = _read_json(folder / CARD)
+    if card.get("format") != FORMAT:
+        raise UserError(f"checkpoint {folder} has format {card.get('format')}, this version reads {FORMAT}; "
+                        "install the version that wrote it: " + json.dumps(card.get("versions")))
+    acting = load_file(folder / MODEL)
+    weights = {name.removeprefix("model."): value for name, value in acting.items() if name.startswith("model.")}
+    low, high = acting["action.low"].numpy(), acting["action.high"].numpy()
+    return Checkpoint(
+        config=Config.from_dict(card["config"]),
+        step=card["step"],
+        weights=weights,
+        normaliser=Normaliser(acting["normaliser.mean"].numpy(), acting["normaliser.std"].numpy()),
+        spaces=Spaces(card["environment"], card["observation_dim"], low, high),
+        dataset_fingerprint=card["dataset_fingerprint"],
+        versions=card["versions"],
+        training=load_file(folder / TRAINING),
+    )
+
+
+def find(folder: Path) -> Path:
+    """The checkpoint that `folder` is, or the newest of the run that it is.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (folder / MANIFEST).is_file():
+        return folder
+    steps = _steps(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}; name a run such as runs/hopper/medium-replay/seed-0, or type: "
+                        "drl train --config configs/hopper/medium-replay.yaml")
+    return steps[-1]
+
+
+def exists(run: Path) -> bool:
+    """Whether a run folder holds a checkpoint."""
+    return bool(_steps(run))
+
+
+def _steps(run: Path) -> list[Path]:
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name))
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint file {path} cannot be read: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

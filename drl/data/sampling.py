@@ -1,0 +1,135 @@
+"""Batches by index arithmetic over flat arrays on the training device: no workers, no copies, no host in the loop.
+
+    WindowSampler   each row is a window that begins at a step drawn uniformly; every row starts anew
+    StreamSampler   each row walks through an episode in chunks, then through another; the state goes on between
+                    chunks and starts anew with each episode (state passing, arXiv 2507.02782)
+
+Rows are padded on the right. Padding repeats the last real step, so that it is finite and in range; the mask
+keeps it out of the loss and out of every state. Dimension key: B rows, L steps, O observation, A action.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drl.data.store import EpisodeStore
+
+
+class Batch(NamedTuple):
+    """What one update reads.
+
+    Attributes:
+        returns_to_go: in the environment's units, (B, L) float32.
+        observations: normalised, (B, L, O) float32.
+        actions: scaled to [-1, 1], (B, L, A) float32.
+        timesteps: steps since the episode began, (B, L) int64.
+        mask: True where the step is real, (B, L) bool.
+        restart: True where the state must start anew before this chunk, (B,) bool.
+    """
+
+    returns_to_go: Tensor
+    observations: Tensor
+    actions: Tensor
+    timesteps: Tensor
+    mask: Tensor
+    restart: Tensor
+
+
+class _Sampler:
+    """The store's arrays on a device, ready for the model, and a generator of its own."""
+
+    def __init__(self, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str):
+        normaliser, spaces = store.normaliser, store.spaces
+        observations = (store.observations - normaliser.mean) / normaliser.std
+        centre = (spaces.action_high + spaces.action_low) / 2
+        half = (spaces.action_high - spaces.action_low) / 2
+        self.observations, self.actions, self.returns_to_go, self.starts = (
+            torch.as_tensor(array, device=device)
+            for array in (observations, (store.actions - centre) / half, store.returns_to_go, store.episode_starts)
+        )
+        self.batch_size, self.device = batch_size, device
+        self.offset_L = torch.arange(context, device=device)
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+
+    def _draw(self, high: int) -> Tensor:
+        return torch.randint(high, (self.batch_size,), generator=self.generator, device=self.device)
+
+    def _draw_step(self) -> tuple[Tensor, Tensor]:
+        """A step drawn uniformly from all, as (episode, timestep)."""
+        step_B = self._draw(len(self.actions))
+        episode_B = torch.searchsorted(self.starts, step_B, right=True) - 1
+        return episode_B, step_B - self.starts[episode_B]
+
+    def _gather(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor) -> Batch:
+        length_B1 = (self.starts[episode_B + 1] - self.starts[episode_B])[:, None]
+        timestep_BL = position_B[:, None] + self.offset_L
+        mask_BL = timestep_BL < length_B1
+        timestep_BL = timestep_BL.minimum(length_B1 - 1)
+        index_BL = self.starts[episode_B][:, None] + timestep_BL
+        return Batch(
+            returns_to_go=self.returns_to_go[index_BL],
+            observations=self.observations[index_BL],
+            actions=self.actions[index_BL],
+            timesteps=timestep_BL,
+            mask=mask_BL,
+            restart=restart_B,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next batch depends on, as tensors."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+
+
+class WindowSampler(_Sampler):
+    """Windows whose first step is uniform over every step of every episode."""
+
+    def next(self) -> Batch:
+        restart_B = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
+        return self._gather(*self._draw_step(), restart_B)
+
+
+class StreamSampler(_Sampler):
+    """B streams through episodes drawn uniformly: in the long run every step is seen equally often."""
+
+    def __init__(self, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str):
+        super().__init__(store, batch_size, context, seed, device)
+        # enter the first episodes midway: from the beginning, streams of equal lengths would stay in step for ever
+        self.episode, timestep_B = self._draw_step()
+        self.position = timestep_B // context * context
+        self.restart = torch.ones(batch_size, dtype=torch.bool, device=device)
+
+    def next(self) -> Batch:
+        batch = self._gather(self.episode, self.position, self.restart)
+        position_B = self.position + len(self.offset_L)
+        self.restart = position_B >= self.starts[self.episode + 1] - self.starts[self.episode]
+        self.episode = torch.where(self.restart, self._draw(len(self.starts) - 1), self.episode)
+        self.position = position_B.masked_fill(self.restart, 0)
+        return batch
+
+    def state_dict(self) -> dict[str, Tensor]:
+        streams = {"episode": self.episode, "position": self.position, "restart": self.restart}
+        return super().state_dict() | streams
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.episode, self.position, self.restart = (
+            state[name].to(self.device) for name in ("episode", "position", "restart")
+        )
+
+
+def make_sampler(
+    kind: str, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str
+) -> WindowSampler | StreamSampler:
+    """The sampler that config.train.sampling names: "state_passing" or "windows"."""
+    sampler = {"state_passing": StreamSampler, "windows": WindowSampler}[kind]
+    return sampler(store, batch_size, context, seed, device)
+
+
+def to_box(action: np.ndarray | Tensor, low, high):
+    """From the model's [-1, 1] to the environment's box, the inverse of what the samplers do."""
+    return action * ((high - low) / 2) + (high + low) / 2

@@ -1,0 +1,161 @@
+"""EpisodeStore: every step of every episode in flat arrays, validated once.
+
+    recorded episode     observations (T+1, O)  actions (T, A)  rewards, terminations, truncations (T,)
+      -> the last observation has no action: it is dropped
+      -> R_t = r_t + r_{t+1} + ... + r_{T-1}, summed in float64
+      -> all episodes end to end, float32
+
+Dimension key: O observation, A action, T steps of one episode, E episodes, S steps of all episodes.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+
+from drl.errors import UserError
+
+BOUND_TOLERANCE = 1e-4  # of the width of the action box: recorded actions are rounded to float32
+
+
+class Episode(Protocol):
+    """What is read of a minari.EpisodeData."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+
+
+class Normaliser(NamedTuple):
+    """Shift and scale of each observation channel; lives in the checkpoint, so acting sees what training saw.
+
+    Attributes:
+        mean: (O,) float32.
+        std: (O,) float32, at least 1e-6.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class Spaces(NamedTuple):
+    """What an environment takes and gives.
+
+    Attributes:
+        environment: Gymnasium id.
+        observation_dim: O.
+        action_low, action_high: the action box, (A,) float32.
+    """
+
+    environment: str
+    observation_dim: int
+    action_low: np.ndarray
+    action_high: np.ndarray
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_low)
+
+
+@dataclass(frozen=True)
+class EpisodeStore:
+    """All episodes of a dataset.
+
+    Attributes:
+        observations: raw, (S, O) float32.
+        actions: in the environment's units, (S, A) float32.
+        returns_to_go: (S,) float32.
+        episode_starts: (E+1,) int64; episode e is steps episode_starts[e] to episode_starts[e+1].
+        normaliser: mean and standard deviation of the observations.
+        spaces: of the environment that the dataset names.
+        dataset: Minari id.
+        fingerprint: SHA-256 over the arrays, hexadecimal.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    returns_to_go: np.ndarray
+    episode_starts: np.ndarray
+    normaliser: Normaliser
+    spaces: Spaces
+    dataset: str
+    fingerprint: str
+
+    @property
+    def episode_returns(self) -> np.ndarray:
+        """Undiscounted return of each episode, (E,)."""
+        return self.returns_to_go[self.episode_starts[:-1]]
+
+    @property
+    def episode_lengths(self) -> np.ndarray:
+        """Steps of each episode, (E,)."""
+        return np.diff(self.episode_starts)
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[Episode], spaces: Spaces, dataset: str) -> Self:
+        """Validate and pack.
+
+        Raises:
+            UserError: there is no episode, or one is malformed; names dataset, episode, step and field.
+        """
+        observations, actions, returns = [], [], []
+        for number, episode in enumerate(episodes):
+            _validate(episode, spaces, f"dataset {dataset}, episode {number}")
+            observations.append(np.asarray(episode.observations[:-1], np.float32))
+            actions.append(np.asarray(episode.actions, np.float32))
+            returns.append(returns_to_go(episode.rewards).astype(np.float32))
+        if not actions:
+            raise UserError(f"dataset {dataset} holds no episodes")
+        starts = np.cumsum([0, *map(len, actions)], dtype=np.int64)
+        flat = tuple(np.concatenate(parts) for parts in (observations, actions, returns))
+        mean, std = flat[0].mean(0, dtype=np.float64), flat[0].std(0, dtype=np.float64)
+        normaliser = Normaliser(mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32))
+        digest = hashlib.sha256()
+        for array in (*flat, starts):
+            digest.update(array.tobytes())
+        return cls(*flat, starts, normaliser, spaces, dataset, digest.hexdigest())
+
+
+def returns_to_go(rewards: np.ndarray) -> np.ndarray:
+    """R_t = r_t + ... + r_{T-1} without discount (arXiv 2106.01345, section 3), (T,) float64."""
+    return np.cumsum(np.asarray(rewards, np.float64)[::-1])[::-1].copy()
+
+
+def _validate(episode: Episode, spaces: Spaces, where: str) -> None:
+    T = len(episode.actions)
+    if T == 0:
+        raise UserError(f"{where}: no steps")
+    shapes = {
+        "observations": (T + 1, spaces.observation_dim),
+        "actions": (T, spaces.action_dim),
+        "rewards": (T,),
+        "terminations": (T,),
+        "truncations": (T,),
+    }
+    for field, shape in shapes.items():
+        array = np.asarray(getattr(episode, field))
+        if array.shape != shape:
+            raise UserError(f"{where}, field {field}: shape must be {shape}, got {array.shape}")
+        flag = field in ("terminations", "truncations")
+        if array.dtype not in ((bool,) if flag else (np.float32, np.float64)):
+            raise UserError(f"{where}, field {field}: dtype must be {'bool' if flag else 'float32 or float64'}, "
+                            f"got {array.dtype}")
+        if not flag and not np.isfinite(array).all():
+            step = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise UserError(f"{where}, step {step}, field {field}: not finite")
+    slack = BOUND_TOLERANCE * (spaces.action_high - spaces.action_low)
+    outside = (episode.actions < spaces.action_low - slack) | (episode.actions > spaces.action_high + slack)
+    if outside.any():
+        step, channel = np.argwhere(outside)[0]
+        raise UserError(
+            f"{where}, step {step}, field actions: {episode.actions[step, channel]} in channel {channel} is outside "
+            f"[{spaces.action_low[channel]}, {spaces.action_high[channel]}]"
+        )
+    ends = np.flatnonzero(np.asarray(episode.terminations) | np.asarray(episode.truncations))
+    if len(ends) != 1 or ends[0] != T - 1:
+        found = "no end" if not len(ends) else f"ends at step {ends[0]}"
+        raise UserError(f"{where}, field terminations/truncations: one end, at step {T - 1}, expected; {found}")

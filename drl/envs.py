@@ -1,0 +1,185 @@
+"""Environments in lockstep: the only file that imports gymnasium's environments and mujoco.
+
+Many copies of one environment advance together; each row answers as one `gymnasium.make` environment would, so a
+result does not depend on how many rows there are.
+
+    MujocoEnvs       Hopper-v5, Walker2d-v5, HalfCheetah-v5 on mujoco.batch's threads, bit-identical to Gymnasium
+    GymnasiumEnvs    any other id, one environment per row in this process
+
+Dimension key: n the rows named in a call, O observation, A action.
+"""
+
+import os
+from typing import NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from drl.data.store import Spaces
+from drl.errors import UserError, did_you_mean
+
+BATCHED = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
+
+
+class Transition(NamedTuple):
+    """What a step gives: observations (n, O) and rewards (n,) float64, terminated and truncated (n,) bool."""
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class Envs(Protocol):
+    """Rows of one environment. A row begins with `reset` and is stepped only while its episode lasts."""
+
+    observation_space: gym.spaces.Box
+    action_space: gym.spaces.Box
+
+    def reset(self, rows: np.ndarray, seeds: list[int]) -> np.ndarray: ...
+
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> Transition: ...
+
+    def close(self) -> None: ...
+
+
+def make_envs(environment: str, count: int, threads: int | None = None) -> Envs:
+    """`count` rows of a Gymnasium environment.
+
+    Args:
+        environment: Gymnasium id.
+        count: rows.
+        threads: for the physics where it is batched; None: all cores. Changes the speed only.
+
+    Raises:
+        UserError: the id is unknown, or its spaces are not flat Boxes.
+    """
+    check_environment(environment)
+    if environment in BATCHED:
+        return MujocoEnvs(environment, count, threads or len(os.sched_getaffinity(0)))
+    return GymnasiumEnvs(environment, count)
+
+
+def check_environment(environment: str) -> None:
+    """Raises UserError unless Gymnasium knows the id."""
+    if environment not in gym.registry:
+        raise UserError(f"unknown environment {environment!r}; {did_you_mean(environment, gym.registry)}"[:400])
+
+
+def check_fit(environment: str, spaces: Spaces, whose: str) -> None:
+    """Raises UserError unless the environment is known and takes and gives what `spaces`, of `whose`, says."""
+    check_environment(environment)
+    env = _make(environment)
+    found = (env.observation_space.shape[0], env.action_space.shape[0])
+    env.close()
+    if found != (spaces.observation_dim, spaces.action_dim):
+        cure = f"use --environment {spaces.environment}" if spaces.environment else "name another --environment"
+        raise UserError(
+            f"{whose} has observations of dimension {spaces.observation_dim} and actions of dimension "
+            f"{spaces.action_dim}, but {environment} has {found[0]} and {found[1]}; {cure}"
+        )
+
+
+def max_episode_steps(environment: str) -> int | None:
+    """The registered time limit of an environment, in steps; None: it has none."""
+    check_environment(environment)
+    return gym.spec(environment).max_episode_steps
+
+
+def _make(environment: str) -> gym.Env:
+    try:
+        env = gym.make(environment)
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(f"environment {environment} needs a package that is missing: {error}") from error
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name)
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise UserError(f"environment {environment} has {name} {space}; flat Box spaces are needed")
+    return env
+
+
+class GymnasiumEnvs:
+    """One Gymnasium environment per row; rows that are not named are not stepped."""
+
+    def __init__(self, environment: str, count: int):
+        self._envs = [_make(environment) for _ in range(count)]
+        self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
+
+    def reset(self, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
+        return np.stack([self._envs[row].reset(seed=int(seed))[0] for row, seed in zip(rows, seeds, strict=True)])
+
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> Transition:
+        results = [self._envs[row].step(action)[:4] for row, action in zip(rows, actions, strict=True)]
+        return Transition(*(np.asarray(column) for column in zip(*results)))
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+class MujocoEnvs:
+    """The three locomotion environments of Gymnasium v5 on mujoco.batch.
+
+    Constants come from the Gymnasium environment itself, and the order of every sum is the one that it uses: that
+    is what makes the bits equal (tests/test_envs.py compares them).
+    """
+
+    def __init__(self, environment: str, count: int, threads: int):
+        from mujoco.batch import Batch
+
+        env = _make(environment)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self._env, self._kind = env.unwrapped, environment.partition("-")[0]
+        self._limit = env.spec.max_episode_steps
+        self._batch = Batch(self._env.model, nsim=count, nthread=min(threads, count))
+        self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._steps = np.zeros(count, int)
+
+    def reset(self, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
+        env, scale = self._env, self._env._reset_noise_scale
+        self._batch.reset(ids=rows)
+        for row, seed in zip(rows, seeds, strict=True):
+            generator, _ = gym.utils.seeding.np_random(int(seed))
+            self._qpos[row] = env.init_qpos + generator.uniform(-scale, scale, env.model.nq)
+            if self._kind == "HalfCheetah":
+                noise = scale * generator.standard_normal(env.model.nv)
+            else:
+                noise = generator.uniform(-scale, scale, env.model.nv)
+            self._qvel[row] = env.init_qvel + noise
+        self._steps[rows] = 0
+        self._batch.forward(ids=rows)
+        return self._observe(rows)
+
+    def step(self, rows: np.ndarray, actions: np.ndarray) -> Transition:
+        env = self._env
+        before = self._qpos[rows, 0]
+        self._ctrl[rows] = actions
+        self._batch.step(ids=rows, nstep=env.frame_skip)
+        self._steps[rows] += 1
+        forward = env._forward_reward_weight * ((self._qpos[rows, 0] - before) / env.dt)
+        cost = env._ctrl_cost_weight * np.sum(np.square(actions), axis=1)
+        truncated = self._steps[rows] >= self._limit
+        if self._kind == "HalfCheetah":
+            return Transition(self._observe(rows), forward - cost, np.zeros(len(rows), bool), truncated)
+        healthy = self._healthy(rows)
+        reward = forward + healthy * env._healthy_reward - cost
+        return Transition(self._observe(rows), reward, ~healthy, truncated)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _observe(self, rows: np.ndarray) -> np.ndarray:
+        velocity = self._qvel[rows]
+        if self._kind != "HalfCheetah":
+            velocity = np.clip(velocity, -10, 10)
+        return np.concatenate([self._qpos[rows, 1:], velocity], axis=1)
+
+    def _healthy(self, rows: np.ndarray) -> np.ndarray:
+        env, z, angle = self._env, self._qpos[rows, 1], self._qpos[rows, 2]
+        (z_low, z_high), (angle_low, angle_high) = env._healthy_z_range, env._healthy_angle_range
+        healthy = (z_low < z) & (z < z_high) & (angle_low < angle) & (angle < angle_high)
+        if self._kind == "Hopper":
+            low, high = env._healthy_state_range
+            state = np.concatenate([self._qpos[rows, 2:], self._qvel[rows]], axis=1)
+            healthy &= np.all((low < state) & (state < high), axis=1)
+        return healthy

@@ -1,0 +1,172 @@
+"""Decision Transformer (Chen et al. 2021, arXiv 2106.01345): an episode read as a sentence of returns,
+observations and actions, with causal linear attention as its backbone.
+
+    R_0 s_0 a_0  R_1 s_1 a_1  ...          three tokens per environment step
+        |            |
+       a_0          a_1                    an action is read out at each observation's token
+
+`forward` reads a chunk of steps from a state, `step` reads one environment step, (a_{t-1}, R_t, s_t) together;
+they share every weight and agree token for token (tests/test_policy.py).
+
+Dimension key: B batch, L environment steps, T tokens, D width, O observation, A action.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from drl.attention import LinearAttention, SoftmaxAttention
+from drl.config import ModelConfig
+from drl.kernels import LinearAttentionState
+
+ModelState = tuple[LinearAttentionState | None, ...]  # one per layer; None where the attention keeps none
+
+
+class Block(nn.Module):
+    """Attention then MLP, each normalised on the way in and added on the way out."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.attention = (LinearAttention if config.attention == "linear" else SoftmaxAttention)(config)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, 4 * config.width), nn.GELU(), nn.Linear(4 * config.width, config.width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, state: LinearAttentionState | None, step: bool = False):
+        attend = self.attention.step if step else self.attention
+        mixed_BTD, state = attend(self.norm_attention(x), mask, state)
+        x = x + self.dropout(mixed_BTD)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+
+
+class DecisionTransformer(nn.Module):
+    """Predicts actions in [-1, 1]^A from returns-to-go, normalised observations and earlier actions."""
+
+    def __init__(self, config: ModelConfig, observation_dim: int, action_dim: int):
+        super().__init__()
+        self.config, self.observation_dim, self.action_dim = config, observation_dim, action_dim
+        self.embed_return = nn.Linear(1, config.width)
+        self.embed_observation = nn.Linear(observation_dim, config.width)
+        self.embed_action = nn.Linear(action_dim, config.width)
+        self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        self.norm_embedding = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, action_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """GPT-2's: matrices and embeddings N(0, 0.02), biases 0; LayerNorms stay at (1, 0)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def initial_state(self, batch: int) -> ModelState:
+        """The empty past of `batch` rows, on the model's device."""
+        config, weight = self.config, self.head.weight
+        if config.attention == "softmax":
+            return (None,) * config.layers
+        dim = config.width // config.heads
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        zeros = LinearAttentionState.zeros(batch, config.heads, dim, dim, dtype=dtype, device=weight.device)
+        return (zeros,) * config.layers
+
+    def forward(
+        self,
+        returns_to_go: Tensor,
+        observations: Tensor,
+        actions: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+        state: ModelState | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Predict every action of a chunk of L steps from what precedes it.
+
+        Args:
+            returns_to_go: in the environment's units, (B, L).
+            observations: normalised, (B, L, O).
+            actions: in [-1, 1], (B, L, A).
+            timesteps: steps since the episode began, integer, (B, L).
+            mask: True where a step is real, (B, L); None: all are. Padding stands on the right.
+            state: what came before the chunk; None: nothing.
+
+        Returns:
+            Predicted actions (B, L, A) and the state after the chunk. Steps with a False mask leave no trace in it.
+        """
+        time_BLD = self._embed_timestep(timesteps)
+        x_BL3D = torch.stack(
+            [
+                self._embed_return(returns_to_go) + time_BLD,
+                self.embed_observation(observations) + time_BLD,
+                self.embed_action(actions) + time_BLD,
+            ],
+            dim=2,
+        )
+        mask_BT = None if mask is None else mask.repeat_interleave(3, dim=1)
+        x_BTD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state)
+        return self._read_out(x_BTD[:, 1::3]), state
+
+    @torch.no_grad()
+    def step(
+        self,
+        previous_action: Tensor,
+        return_to_go: Tensor,
+        observation: Tensor,
+        timestep: Tensor,
+        state: ModelState,
+        first: Tensor,
+    ) -> tuple[Tensor, ModelState]:
+        """Predict one action per row: the tokens (a_{t-1}, R_t, s_t) enter together, the state goes on.
+
+        Args:
+            previous_action: in [-1, 1], (B, A); ignored in rows where `first`.
+            return_to_go: in the environment's units, (B,).
+            observation: normalised, (B, O).
+            timestep: integer, (B,).
+            state: from `initial_state` or the step before; it is not changed.
+            first: True in rows that begin an episode, (B,); their past is emptied.
+
+        Returns:
+            Actions (B, A) and the new state.
+
+        Raises:
+            ValueError: softmax attention, which has no state to step from.
+        """
+        if self.config.attention == "softmax":
+            raise ValueError("softmax attention has no recurrent step; act by window")
+        time_BD = self._embed_timestep(timestep)
+        x_BTD = torch.stack(
+            [
+                self.embed_action(previous_action) + self._embed_timestep((timestep - 1).clamp(min=0)),
+                self._embed_return(return_to_go) + time_BD,
+                self.embed_observation(observation) + time_BD,
+            ],
+            dim=1,
+        )
+        mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
+        mask_BT[:, 0] = ~first
+        x_BTD, state = self._trunk(x_BTD, mask_BT, tuple(layer.restart(first) for layer in state), step=True)
+        return self._read_out(x_BTD[:, 2]), state
+
+    def _embed_return(self, return_to_go: Tensor) -> Tensor:
+        return self.embed_return(return_to_go[..., None] / self.config.return_scale)
+
+    def _embed_timestep(self, timestep: Tensor) -> Tensor:
+        return self.embed_timestep(timestep.clamp(max=self.config.max_timesteps - 1))
+
+    def _trunk(
+        self, x_BTD: Tensor, mask_BT: Tensor | None, state: ModelState | None, step: bool = False
+    ) -> tuple[Tensor, ModelState]:
+        x_BTD = self.dropout(self.norm_embedding(x_BTD))
+        future = []
+        for block, past in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
+            x_BTD, after = block(x_BTD, mask_BT, past, step)
+            future.append(after)
+        return x_BTD, tuple(future)
+
+    def _read_out(self, x_BLD: Tensor) -> Tensor:
+        return self.head(self.norm(x_BLD)).tanh()
