@@ -237,7 +237,7 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     unknown = r"(?i)unrecognized arguments: -*([\w.]+)|key '([\w.]+)' is not expected|not accept option '([\w.]+)'"
     if found := re.search(unknown, text):
         name = found[1] or found[2] or found[3]
-        known = {action.dest for action in parser._actions} - {"help", "print_config", "verb"} or config_keys()
+        known = {action.dest for action in parser._actions} - {"help", "print_config", "print_shtab", "verb"} or config_keys()
         return f"unknown option or config key {name!r}; {did_you_mean(name, known)}"
     if wrong := re.search(r'key "([\w.]+)": Expected an? <class \'(\w+)\'>. Got value: (.*)', text):
         return f"{wrong[1]} must be {wrong[2]}, got {wrong[3]!r}"
