@@ -40,6 +40,7 @@ class Checkpoint:
         dataset_fingerprint: of that store.
         versions: of the packages that wrote it.
         training: flat dict of tensors for the trainer; empty where only acting is wanted.
+        dataset_return: mean return of that store's episodes, to hold a score against.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Checkpoint:
     dataset_fingerprint: str
     versions: dict[str, str]
     training: dict[str, Tensor]
+    dataset_return: float = float("nan")
 
 
 def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
@@ -77,6 +79,7 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
         "observation_dim": spaces.observation_dim,
         "action_dim": spaces.action_dim,
         "dataset_fingerprint": checkpoint.dataset_fingerprint,
+        "dataset_return": checkpoint.dataset_return,
         "versions": checkpoint.versions,
         "config": checkpoint.config.to_dict(),
     }
@@ -120,6 +123,7 @@ def load(folder: Path | str) -> Checkpoint:
         dataset_fingerprint=card["dataset_fingerprint"],
         versions=card["versions"],
         training=load_file(folder / TRAINING),
+        dataset_return=card["dataset_return"],
     )
 
 

@@ -94,7 +94,9 @@ def evaluate(options) -> None:
         score = "-" if r["normalized_score"] is None else f"{r['normalized_score']:.1f}"
         print(f"{r['environment']:<16}{r['mode']:<11}{r['target_return']:>8g}{r['episodes']:>9}"
               f"{r['return_mean']:>10.1f}{r['return_std']:>8.1f}{r['episode_length']:>8.1f}{score:>8}")
-    print("score: 0 is random, 100 expert, by D4RL's reference returns")
+    mean = checkpoint.dataset_return
+    print(f"score: 0 is random, 100 expert, by D4RL's reference returns; the episodes of {config.dataset} have mean "
+          f"return {mean:.1f}{_scored(mean, config.environment)}")
 
 
 def data_collect(options) -> None:
@@ -237,8 +239,8 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     unknown = r"(?i)unrecognized arguments: -*([\w.]+)|key '([\w.]+)' is not expected|not accept option '([\w.]+)'"
     if found := re.search(unknown, text):
         name = found[1] or found[2] or found[3]
-        known = {action.dest for action in parser._actions} - {"help", "print_config", "print_shtab", "verb"} or config_keys()
-        return f"unknown option or config key {name!r}; {did_you_mean(name, known)}"
+        known = {action.dest for action in parser._actions} - {"help", "print_config", "print_shtab", "verb"}
+        return f"unknown option or config key {name!r}; {did_you_mean(name, known or config_keys())}"
     if wrong := re.search(r'key "([\w.]+)": Expected an? <class \'(\w+)\'>. Got value: (.*)', text):
         return f"{wrong[1]} must be {wrong[2]}, got {wrong[3]!r}"
     if invalid := re.search(r"invalid choice: '(.*?)' \(choose from (.*?)\)", text):

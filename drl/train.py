@@ -151,6 +151,7 @@ class Trainer:
             dataset_fingerprint=self.store.fingerprint,
             versions=versions(),
             training=training,
+            dataset_return=float(self.store.episode_returns.mean()),
         )
 
     def load(self, past: Checkpoint) -> None:

@@ -17,26 +17,32 @@ def attend(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, kv_BHKV: Tensor, z_BHK: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same numbers as reference.attend, and through autograd the same gradients."""
-    T = q_BTHK.shape[1]
-    chunk = T if T <= WHOLE else CHUNK
-    q_BHNCK, k_BHNCK, v_BHNCV = (_split(x, chunk) for x in (q_BTHK, k_BTHK, v_BTHV))
+    q_BHTK, k_BHTK, v_BHTV = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHV))
+    T = q_BHTK.shape[2]
+    if T <= WHOLE:
+        out_BHTV = _chunk(q_BHTK, k_BHTK, v_BHTV, kv_BHKV, z_BHK, eps)
+        return out_BHTV.transpose(1, 2), kv_BHKV + k_BHTK.mT @ v_BHTV, z_BHK + k_BHTK.sum(2)
 
-    # Between chunks. A running sum shifted by one chunk: `cumsum - own` would let the rounding of a chunk's own
-    # keys into its past, and a query would see its future in the last bits.
+    q_BHNCK, k_BHNCK, v_BHNCV = (_split(x) for x in (q_BHTK, k_BHTK, v_BHTV))
+    # A running sum shifted by one chunk: `cumsum - own` would let the rounding of a chunk's own keys into its past,
+    # and a query would see its future in the last bits.
     kv_BHNKV = torch.cat([kv_BHKV[:, :, None], k_BHNCK.mT @ v_BHNCV], dim=2).cumsum(2)
     z_BHNK = torch.cat([z_BHK[:, :, None], k_BHNCK.sum(3)], dim=2).cumsum(2)
-    past_BHNKV, past_BHNK1 = kv_BHNKV[:, :, :-1], z_BHNK[:, :, :-1, :, None]
-
-    # Inside a chunk. tril selects, it does not multiply: whatever the future holds is replaced by zero.
-    weights_BHNCC = (q_BHNCK @ k_BHNCK.mT).tril()
-    numerator_BHNCV = weights_BHNCC @ v_BHNCV + q_BHNCK @ past_BHNKV
-    denominator_BHNC1 = weights_BHNCC.sum(-1, keepdim=True) + q_BHNCK @ past_BHNK1 + eps
-
-    out_BTHV = (numerator_BHNCV / denominator_BHNC1).flatten(2, 3)[:, :, :T].transpose(1, 2)
-    return out_BTHV, kv_BHNKV[:, :, -1], z_BHNK[:, :, -1]
+    out_BHNCV = _chunk(q_BHNCK, k_BHNCK, v_BHNCV, kv_BHNKV[:, :, :-1], z_BHNK[:, :, :-1], eps)
+    return out_BHNCV.flatten(2, 3)[:, :, :T].transpose(1, 2), kv_BHNKV[:, :, -1], z_BHNK[:, :, -1]
 
 
-def _split(x_BTHD: Tensor, chunk: int) -> Tensor:
-    """(B, T, H, D) to (B, H, N, C, D); the tail of the last chunk is zero and adds nothing to any sum."""
-    pad = -x_BTHD.shape[1] % chunk
-    return F.pad(x_BTHD, (0, 0, 0, 0, 0, pad)).transpose(1, 2).unflatten(2, (-1, chunk))
+def _chunk(q_CK: Tensor, k_CK: Tensor, v_CV: Tensor, kv_KV: Tensor, z_K: Tensor, eps: float) -> Tensor:
+    """One chunk from the state before it; any leading dimensions.
+
+    tril selects, it does not multiply: whatever the future holds is replaced by zero.
+    """
+    weights_CC = (q_CK @ k_CK.mT).tril()
+    numerator_CV = weights_CC @ v_CV + q_CK @ kv_KV
+    denominator_C1 = weights_CC.sum(-1, keepdim=True) + q_CK @ z_K[..., None] + eps
+    return numerator_CV / denominator_C1
+
+
+def _split(x_BHTD: Tensor) -> Tensor:
+    """(B, H, T, D) to (B, H, N, C, D); the tail of the last chunk is zero and adds nothing to any sum."""
+    return F.pad(x_BHTD, (0, 0, 0, -x_BHTD.shape[2] % CHUNK)).unflatten(2, (-1, CHUNK))

@@ -1,0 +1,157 @@
+"""Report: from the JSON of finished runs to a table and a figure. The only file that imports matplotlib.
+
+A variant is what distinguishes two runs besides their seed: dataset, attention, sampling, acting mode, updates,
+target return. A cell is the mean over seeds of each seed's mean score at its final checkpoint.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from drl import evaluate as evaluation
+from drl import scores
+from drl.config import Config
+from drl.errors import UserError
+
+BOOTSTRAP_SEED = 0
+
+
+@dataclass
+class Row:
+    """One variant: its name and what each seed scored."""
+
+    dataset: str
+    variant: str
+    mode: str
+    updates: int
+    target_return: float
+    episodes: int
+    versions: dict[str, str]
+    scores: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.array([self.scores[seed] for seed in sorted(self.scores)])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return scores.stratified_interval(self.values[:, None], np.random.default_rng(BOOTSTRAP_SEED))
+
+
+def report(runs: Path, figure: Path | None = None) -> str:
+    """Markdown table of every finished run under `runs`; also draws `figure` (PNG) where asked.
+
+    Raises:
+        UserError: there is no evaluated run, runs of different MuJoCo versions would share a table, or matplotlib
+            is missing for the figure.
+    """
+    found = [(path.parent, _config(path.parent)) for path in sorted(runs.rglob(evaluation.FILE))]
+    rows = _rows(found)
+    if not rows:
+        raise UserError(f"no evaluated run under {runs}; type: drl evaluate runs/hopper/medium-replay/seed-0")
+    mujoco = {row.versions["mujoco"] for row in rows}
+    if len(mujoco) > 1:
+        raise UserError(f"runs under {runs} were scored with MuJoCo {' and '.join(sorted(mujoco))}: different physics "
+                        "do not share a table; name a folder with one of them")
+    if figure is not None:
+        _draw(rows, found, figure)
+    return _table(rows)
+
+
+def _config(run: Path) -> Config:
+    path = run / "config.yaml"
+    try:
+        return Config.from_dict(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise UserError(f"{run} has an evaluation but no config.yaml; evaluate the run folder that `drl train` wrote"
+                        ) from error
+
+
+def _rows(found: list[tuple[Path, Config]]) -> list[Row]:
+    rows: dict[tuple, Row] = {}
+    for run, config in found:
+        results = evaluation.read(run)
+        final = max((result["step"] for result in results), default=0)
+        for result in results:
+            if result["step"] != final or result["normalized_score"] is None:
+                continue
+            key = (result["dataset"], _variant(config), result["mode"], final, result["target_return"],
+                   result["episodes"])
+            row = rows.setdefault(key, Row(*key, versions=result["versions"]))
+            row.scores[result["seed"]] = result["normalized_score"]
+    return sorted(rows.values(), key=lambda row: (row.dataset, -row.values.mean()))
+
+
+def _variant(config: Config) -> str:
+    how = {"state_passing": "state passing", "windows": f"windows of {config.train.context}"}
+    return f"{config.model.attention}, {how[config.train.sampling]}"
+
+
+def _table(rows: list[Row]) -> str:
+    lines = [
+        "| dataset | trained | acted | updates | target | seeds x episodes | score | 95% interval | each seed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row.interval
+        each = ", ".join(f"{value:.1f}" for value in row.values)
+        lines.append(
+            f"| {row.dataset} | {row.variant} | {row.mode} | {row.updates} | {row.target_return:g} "
+            f"| {len(row.scores)} x {row.episodes} | **{row.values.mean():.1f}** | {low:.1f} to {high:.1f} | {each} |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(rows[0].versions.items()))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Normalised score: 0 is random, 100 expert, by the reference returns of {scores.REFERENCE_SOURCE}. Final "
+            "checkpoint, mean over seeds; the interval is a 95% bootstrap over seeds.",
+            f"Versions: {versions}.",
+        ]
+    )
+
+
+def _draw(rows: list[Row], found: list[tuple[Path, Config]], figure: Path) -> None:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("--figure needs matplotlib; type: pip install 'drl[report]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = [f"{row.variant}\nacted {row.mode}" for row in rows]
+    if len({row.dataset for row in rows}) > 1:
+        labels = [f"{row.dataset}\n{label}" for row, label in zip(rows, labels, strict=True)]
+    height = 1.2 + 0.75 * len(rows)
+    canvas, (left, right) = pyplot.subplots(1, 2, figsize=(12, max(3.6, height)), layout="constrained")
+    position = np.arange(len(rows))[::-1]
+    means = np.array([row.values.mean() for row in rows])
+    spread = np.abs(np.array([row.interval for row in rows]).T - means)
+    left.barh(position, means, xerr=spread, height=0.6, color="#88aacc", capsize=4)
+    for y, row in zip(position, rows, strict=True):
+        left.plot(row.values, [y] * len(row.values), "o", color="#223355", markersize=4)
+    left.set_yticks(position, labels)
+    left.set_xlabel("normalised score (0 random, 100 expert); dots are seeds")
+    colours = dict(zip(sorted({_variant(config) for _, config in found}), pyplot.cm.tab10.colors))
+    for run, config in found:
+        right.plot(*_losses(run), color=colours[_variant(config)], linewidth=1, alpha=0.7)
+    for variant, colour in colours.items():
+        right.plot([], [], color=colour, label=variant)
+    right.set(xlabel="gradient updates", ylabel="training loss", yscale="log")
+    right.legend()
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(figure, dpi=120)
+    pyplot.close(canvas)
+
+
+def _losses(run: Path) -> tuple[list[int], list[float]]:
+    lines: list[dict[str, Any]] = []
+    path = run / "metrics.jsonl"
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [line for line in lines if "train/loss" in line]
+    return [line["step"] for line in kept], [line["train/loss"] for line in kept]
