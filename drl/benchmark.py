@@ -17,7 +17,7 @@ from drl.data.store import EpisodeStore, Normaliser, Spaces
 from drl.model import DecisionTransformer
 from drl.policy import RecurrentPolicy, WindowPolicy
 from drl.progress import progress
-from drl.train import Trainer
+from drl.trainer import Trainer
 from drl.versions import versions
 
 SPACES = Spaces("Hopper-v5", 11, np.full(3, -1, np.float32), np.full(3, 1, np.float32))

@@ -72,8 +72,10 @@ class DecisionTransformer(nn.Module):
             return (None,) * config.layers
         dim = config.width // config.heads
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        zeros = LinearAttentionState.zeros(batch, config.heads, dim, dim, dtype=dtype, device=weight.device)
-        return (zeros,) * config.layers
+        return tuple(
+            LinearAttentionState.zeros(batch, config.heads, dim, dim, dtype=dtype, device=weight.device)
+            for _ in range(config.layers)
+        )
 
     def forward(
         self,

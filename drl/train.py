@@ -1,9 +1,4 @@
-"""The loop: sample, predict, descend; log, look up, save.
-
-State passing (arXiv 2507.02782): B streams walk through episodes in chunks of K steps; the state that a chunk
-leaves behind is detached and opens the next one, and starts anew with each episode. Gradients stay inside a chunk
-(truncated backpropagation through time), the forward pass sees the whole past, as acting does.
-"""
+"""A training run: update, log, look up, save, in one folder that can be gone on from."""
 
 import dataclasses
 import math
@@ -13,21 +8,17 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
 from drl.checkpoint import Checkpoint
 from drl.config import Config, TrainConfig
-from drl.data.sampling import make_sampler
 from drl.data.store import EpisodeStore
 from drl.envs import check_fit
 from drl.errors import UserError
-from drl.kernels import LinearAttentionState
-from drl.model import DecisionTransformer, ModelState
 from drl.progress import progress
 from drl.tracker import Tracker
-from drl.versions import versions
+from drl.trainer import Trainer, is_cuda
 
 CONFIG_FILE = "config.yaml"
 
@@ -56,7 +47,7 @@ def train(config: Config, store: EpisodeStore, run: Path, *, resume: bool = Fals
             return _loop(trainer, tracker, run)
 
 
-def _loop(trainer: "Trainer", tracker: Tracker, run: Path) -> Path:
+def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
     settings = trainer.config.train
     folder = None
     since, mark = trainer.step, time.perf_counter()
@@ -79,7 +70,7 @@ def _loop(trainer: "Trainer", tracker: Tracker, run: Path) -> Path:
                 bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
                 since, mark = step, time.perf_counter()
             if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
-                results = trainer.evaluate()
+                results = _evaluate(trainer)
                 tracker.log(step, evaluation.tags(results))
                 evaluation.store(results, run)
                 mark = time.perf_counter()
@@ -90,98 +81,13 @@ def _loop(trainer: "Trainer", tracker: Tracker, run: Path) -> Path:
     return folder or checkpoints.find(run)
 
 
-class Trainer:
-    """Model, optimizer, sampler and the states of the streams: everything that one update changes."""
-
-    def __init__(self, config: Config, store: EpisodeStore):
-        self.config, self.store, self.step = config, store, 0
-        device, settings = config.device, config.train
-        spaces = store.spaces
-        self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
-        self.sampler = make_sampler(
-            settings.sampling, store, settings.batch_size, settings.context, config.seed, device
-        )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        self.state: ModelState = self.model.initial_state(settings.batch_size)
-
-    def update(self, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One gradient step. Returns the loss and the gradient's norm before clipping, still on the device."""
-        batch = self.sampler.next()
-        past = tuple(layer and layer.restart(batch.restart) for layer in self.state)
-        predicted, state = self.model(
-            batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past
-        )
-        loss = action_loss(predicted, batch.actions, batch.mask)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.state = tuple(layer and layer.detach() for layer in state)
-        self.step += 1
-        return loss.detach(), grad_norm
-
-    def evaluate(self) -> list[dict[str, Any]]:
-        """Evaluate the weights as they are; nothing that training reads is touched."""
-        mode = evaluation.resolve_mode(self.config.evaluate.mode, self.config.model.attention)
-        with _own_generators(self.config.device):
-            policy = evaluation.MODES[mode](self.checkpoint(), self.config.device)
-            return evaluation.evaluate(policy, mode=mode, step=self.step, label=f"evaluating update {self.step}")
-
-    def checkpoint(self) -> Checkpoint:
-        """Everything, so that `load` goes on as if nothing had happened."""
-        training = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            training |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        for index, layer in enumerate(self.state):
-            if layer is not None:
-                training |= {f"state.{index}.kv": layer.kv, f"state.{index}.z": layer.z}
-        training["rng.cpu"] = torch.get_rng_state()
-        if _is_cuda(self.config.device):
-            training["rng.cuda"] = torch.cuda.get_rng_state(self.config.device)
-        return Checkpoint(
-            config=self.config,
-            step=self.step,
-            weights=self.model.state_dict(),
-            normaliser=self.store.normaliser,
-            spaces=self.store.spaces._replace(environment=self.config.environment),
-            dataset_fingerprint=self.store.fingerprint,
-            versions=versions(),
-            training=training,
-            dataset_return=float(self.store.episode_returns.mean()),
-        )
-
-    def load(self, past: Checkpoint) -> None:
-        """Go on from a checkpoint of the same config and data."""
-        device, saved = self.config.device, past.training
-        self.step = past.step
-        self.model.load_state_dict(past.weights)
-        self.sampler.load_state_dict(_under("sampler.", saved))
-        optimizer = self.optimizer.state_dict()
-        for name, value in _under("optimizer.", saved).items():
-            index, _, part = name.partition(".")
-            optimizer["state"].setdefault(int(index), {})[part] = value.to(device)
-        self.optimizer.load_state_dict(optimizer)
-        states = _under("state.", saved)
-        self.state = tuple(
-            LinearAttentionState(states[f"{i}.kv"].to(device), states[f"{i}.z"].to(device)) if states else None
-            for i in range(self.config.model.layers)
-        )
-        torch.set_rng_state(saved["rng.cpu"])
-        if _is_cuda(device) and "rng.cuda" in saved:
-            torch.cuda.set_rng_state(saved["rng.cuda"], self.config.device)
-
-
-def action_loss(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over real steps only: padding is neither in the sum nor in the count.
-
-    predicted, actions (B, L, A); mask (B, L) bool.
-    """
-    error_BL = (predicted - actions).square().mean(-1)
-    return error_BL.where(mask, 0).sum() / mask.sum()
+def _evaluate(trainer: Trainer) -> list[dict[str, Any]]:
+    """Score the weights as they are; nothing that training reads is touched."""
+    config = trainer.config
+    mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
+    with torch.random.fork_rng(devices=[]):
+        policy = evaluation.MODES[mode](trainer.checkpoint(), config.device)
+        return evaluation.evaluate(policy, mode=mode, step=trainer.step, label=f"evaluating update {trainer.step}")
 
 
 def schedule(step: int, settings: TrainConfig) -> float:
@@ -244,11 +150,7 @@ def _check_run(run: Path, config: Config, store: EpisodeStore, past: Checkpoint 
 
 def _own_generators(device: str):
     """Weights and dropout draw from torch's own generators: seed and use them without touching the caller's."""
-    return torch.random.fork_rng(devices=[device] if _is_cuda(device) else [])
-
-
-def _is_cuda(device: str) -> bool:
-    return torch.device(device).type == "cuda"
+    return torch.random.fork_rng(devices=[device] if is_cuda(device) else [])
 
 
 def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
@@ -259,7 +161,3 @@ def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
             _flat(child, f"{where}{key}.") if isinstance(child, dict) else {where + key: child}
         ).items()
     }
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -104,11 +104,13 @@ class StreamSampler(_Sampler):
         self.restart = torch.ones(batch_size, dtype=torch.bool, device=device)
 
     def next(self) -> Batch:
-        batch = self._gather(self.episode, self.position, self.restart)
+        batch = self._gather(self.episode, self.position, self.restart.clone())
         position_B = self.position + len(self.offset_L)
-        self.restart = position_B >= self.starts[self.episode + 1] - self.starts[self.episode]
-        self.episode = torch.where(self.restart, self._draw(len(self.starts) - 1), self.episode)
-        self.position = position_B.masked_fill(self.restart, 0)
+        over_B = position_B >= self.starts[self.episode + 1] - self.starts[self.episode]
+        # written in place: a captured CUDA graph reads and writes the same memory at every replay
+        self.episode.copy_(torch.where(over_B, self._draw(len(self.starts) - 1), self.episode))
+        self.position.copy_(position_B.masked_fill(over_B, 0))
+        self.restart.copy_(over_B)
         return batch
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -117,9 +119,8 @@ class StreamSampler(_Sampler):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
-        self.episode, self.position, self.restart = (
-            state[name].to(self.device) for name in ("episode", "position", "restart")
-        )
+        for name in ("episode", "position", "restart"):
+            getattr(self, name).copy_(state[name])
 
 
 def make_sampler(
