@@ -35,6 +35,9 @@ class ModelConfig:
     dropout: float = 0.1
     """share of activations dropped in training, 0 to 1"""
 
+    return_at_observation: bool = True
+    """add the return-to-go to the observation's token too, where the action is read out"""
+
     max_timesteps: int = 1000
     """environment steps with an embedding of their own; later ones share the last"""
 

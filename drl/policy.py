@@ -125,8 +125,8 @@ class _Policy:
 
         Args:
             observation: raw, (B, O), numpy or tensor.
-            reward: what the previous action earned, in the environment's units, (B,); not read in rows that begin
-                an episode.
+            reward: what the previous action earned, in the environment's units, (B,) or one number for all rows;
+                not read in rows that begin an episode.
             state: from `initial_state` or the step before; it is not changed.
             episode_start: True in rows that begin an episode now, (B,); None: only rows at timestep 0 do.
 
@@ -134,7 +134,7 @@ class _Policy:
             Actions (B, A) in the environment's box, of the kind of `observation`, and the new state.
 
         Raises:
-            ValueError: the observation's shape does not fit the state and the environment.
+            ValueError: a shape does not fit the state and the environment.
         """
         observation_BO = self._tensor(observation)
         if observation_BO.shape != (len(state.timestep), self.spaces.observation_dim):
@@ -142,8 +142,9 @@ class _Policy:
                              f"got {tuple(observation_BO.shape)}")
         first_B = state.timestep == 0
         if episode_start is not None:
-            first_B = first_B | torch.as_tensor(episode_start, dtype=torch.bool, device=self.device)
-        return_B = torch.where(first_B, state.target_return, state.return_to_go - self._tensor(reward))
+            first_B = first_B | self._per_row("episode_start", episode_start, len(first_B)).bool()
+        reward_B = self._per_row("reward", reward, len(first_B))
+        return_B = torch.where(first_B, state.target_return, state.return_to_go - reward_B)
         timestep_B = state.timestep.masked_fill(first_B, 0)
         normal_BO = (observation_BO - self._mean) / self._std
         action_BA, state = self._decide(normal_BO, return_B, timestep_B, first_B, state)
@@ -158,7 +159,6 @@ class _Policy:
         """`step` with the state remembered here. `reward`: a number or (B,)."""
         if self._remembered is None:
             self.reset(len(observation))
-        reward = self._tensor(reward).expand(len(self._remembered.timestep))
         action, self._remembered = self.step(observation, reward, self._remembered)
         return action
 
@@ -184,12 +184,22 @@ class _Policy:
     def _start(self, batch: int, target_return) -> tuple[Tensor, Tensor, Tensor]:
         """(target_return, return_to_go, timestep) of `batch` rows that have not begun."""
         if target_return is None:
+            if not self.config.evaluate.target_returns:
+                raise UserError("the config names no target return; pass target_return, e.g. 3600.0")
             target_return = self.config.evaluate.target_returns[0]
-        target_B = self._tensor(target_return).expand(batch).clone()
+        target_B = self._per_row("target_return", target_return, batch).clone()
         return target_B, target_B.clone(), torch.zeros(batch, dtype=torch.long, device=self.device)
 
     def _tensor(self, x) -> Tensor:
-        return torch.as_tensor(x, dtype=self._mean.dtype, device=self.device)
+        if not isinstance(x, Tensor):  # numpy converts faster than torch, and copies what is read-only
+            x = torch.from_numpy(np.array(x, np.float64 if self._mean.dtype == torch.float64 else np.float32))
+        return x.to(self.device, self._mean.dtype)
+
+    def _per_row(self, name: str, x, batch: int) -> Tensor:
+        x = self._tensor(x)
+        if x.shape not in ((), (batch,)):
+            raise ValueError(f"{name} must be one number or (B,) = ({batch},), got {tuple(x.shape)}")
+        return x.expand(batch)
 
 
 class RecurrentPolicy(_Policy):

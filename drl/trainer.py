@@ -1,8 +1,9 @@
 """One update: sample, predict, descend, carry the state.
 
-State passing (arXiv 2507.02782): B streams walk through episodes in chunks of K steps; the state that a chunk
+State passing: B streams walk through episodes in chunks of K steps; the state that a chunk
 leaves behind is detached and opens the next one, and starts anew with each episode. Gradients stay inside a chunk
-(truncated backpropagation through time), the forward pass sees the whole past, as acting does.
+(truncated backpropagation through time), the forward pass sees the whole past, as acting does. arXiv 2507.02782
+shows why: a recurrent model fails from states that its training never visited.
 """
 
 import torch

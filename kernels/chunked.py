@@ -29,7 +29,8 @@ def attend(
     kv_BHNKV = torch.cat([kv_BHKV[:, :, None], k_BHNCK.mT @ v_BHNCV], dim=2).cumsum(2)
     z_BHNK = torch.cat([z_BHK[:, :, None], k_BHNCK.sum(3)], dim=2).cumsum(2)
     out_BHNCV = _chunk(q_BHNCK, k_BHNCK, v_BHNCV, kv_BHNKV[:, :, :-1], z_BHNK[:, :, :-1], eps)
-    return out_BHNCV.flatten(2, 3)[:, :, :T].transpose(1, 2), kv_BHNKV[:, :, -1], z_BHNK[:, :, -1]
+    # cloned: a view would keep the states of all chunks alive
+    return out_BHNCV.flatten(2, 3)[:, :, :T].transpose(1, 2), kv_BHNKV[:, :, -1].clone(), z_BHNK[:, :, -1].clone()
 
 
 def _chunk(q_CK: Tensor, k_CK: Tensor, v_CV: Tensor, kv_KV: Tensor, z_K: Tensor, eps: float) -> Tensor:

@@ -101,7 +101,7 @@ def linear_attention_step(
     Raises:
         ValueError: as `linear_attention`, or T is not 1 to 4.
     """
-    if not 1 <= q.shape[1] <= STEP_TOKENS:
+    if q.ndim == 4 and not 1 <= q.shape[1] <= STEP_TOKENS:
         raise ValueError(f"a step takes 1 to {STEP_TOKENS} tokens, got {q.shape[1]}; use linear_attention")
     return linear_attention(q, k, v, state, feature_map=feature_map, eps=eps, backend=backend)
 

@@ -2,7 +2,7 @@
 
     WindowSampler   each row is a window that begins at a step drawn uniformly; every row starts anew
     StreamSampler   each row walks through an episode in chunks, then through another; the state goes on between
-                    chunks and starts anew with each episode (state passing, arXiv 2507.02782)
+                    chunks and starts anew with each episode (state passing, see trainer.py)
 
 Rows are padded on the right. Padding repeats the last real step, so that it is finite and in range; the mask
 keeps it out of the loss and out of every state. Dimension key: B rows, L steps, O observation, A action.
