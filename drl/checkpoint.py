@@ -51,11 +51,18 @@ class Checkpoint:
     dataset_fingerprint: str
     versions: dict[str, str]
     training: dict[str, Tensor]
-    dataset_return: float = float("nan")
+    dataset_return: float | None = None
 
 
 def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
-    """Write into `run`, then remove all but the newest `keep` checkpoints. Returns the folder."""
+    """Write into `run`, then remove all but the newest `keep` checkpoints. Returns the folder.
+
+    Raises:
+        UserError: a weight is not finite; nothing is written.
+    """
+    if bad := [name for name, weight in checkpoint.weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"at update {checkpoint.step} the weight {bad[0]} is not finite; lower --train.learning_rate "
+                        f"(now {checkpoint.config.train.learning_rate:g})")
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob("*.partial"):
@@ -87,9 +94,17 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
     _write_json(partial / MANIFEST, {name: _sha256(partial / name) for name in (MODEL, TRAINING, CARD)})
     for path in (*partial.iterdir(), partial):
         _fsync(path)
+    replaced = final.with_suffix(".replaced.partial")
     if final.exists():  # the same step again after --resume
-        shutil.rmtree(final)
-    os.replace(partial, final)
+        os.replace(final, replaced)
+    try:
+        os.replace(partial, final)
+    except BaseException:
+        if replaced.exists():
+            os.replace(replaced, final)
+        raise
+    if replaced.exists():
+        shutil.rmtree(replaced)
     _fsync(parent)
     for old in _steps(run)[:-keep]:
         shutil.rmtree(old)
@@ -123,7 +138,7 @@ def load(folder: Path | str) -> Checkpoint:
         dataset_fingerprint=card["dataset_fingerprint"],
         versions=card["versions"],
         training=load_file(folder / TRAINING),
-        dataset_return=card["dataset_return"],
+        dataset_return=card.get("dataset_return"),
     )
 
 
@@ -161,9 +176,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint file {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint file {path} is damaged: it holds no JSON object")
+    return content
 
 
 def _sha256(path: Path) -> str:

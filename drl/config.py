@@ -4,8 +4,12 @@ Precedence: defaults here < configs/*.yaml < options on the command line. The co
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
+
+import yaml
 
 from drl.errors import UserError, did_you_mean
 
@@ -32,11 +36,8 @@ class ModelConfig:
     backend: Literal["auto", "reference", "chunked"] = "auto"
     """how the linear attention is computed"""
 
-    dropout: float = 0.1
+    dropout: float = 0.0
     """share of activations dropped in training, 0 to 1"""
-
-    return_at_observation: bool = True
-    """add the return-to-go to the observation's token too, where the action is read out"""
 
     max_timesteps: int = 1000
     """environment steps with an embedding of their own; later ones share the last"""
@@ -68,6 +69,9 @@ class TrainConfig:
     sampling: Literal["state_passing", "windows"] = "state_passing"
     """state_passing: chunks in episode order, the state carried and detached; windows: each from an empty state"""
 
+    stream_groups: int = 8
+    """groups of batch_size streams that take turns, so that successive updates see different episodes"""
+
     learning_rate: float = 3e-4
     """peak of the schedule"""
 
@@ -96,7 +100,7 @@ class TrainConfig:
     """updates between two evaluations during training; 0: none"""
 
     def __post_init__(self):
-        positive = ("updates", "batch_size", "context", "learning_rate", "max_grad_norm", "log_every")
+        positive = ("updates", "batch_size", "context", "stream_groups", "learning_rate", "max_grad_norm", "log_every")
         _positive(self, "train", *positive, "checkpoint_every", "keep_checkpoints")
         _not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every")
 
@@ -172,21 +176,59 @@ def config_keys(cls: type = Config, where: str = "") -> list[str]:
     return keys
 
 
-def _build(cls: type, tree: dict[str, Any], where: str) -> Any:
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+def read_config(path: Path) -> Config:
+    """The resolved config of a run folder.
+
+    Raises:
+        UserError: the file is missing or is not what `drl train` wrote.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    try:
+        return Config.from_dict(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _build(cls: type, tree: Any, where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise UserError(f"{where.strip('.') or 'a config'} must be a mapping of keys to values, got {tree!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in tree.keys() - fields.keys():
-        raise UserError(f"unknown config key {where + key!r}; {did_you_mean(where + key, (where + f for f in fields))}")
-    return cls(
-        **{
-            key: _build(fields[key], value, f"{where}{key}.") if dataclasses.is_dataclass(fields[key]) else value
-            for key, value in tree.items()
-        }
-    )
+        name = f"{where}{key}"
+        raise UserError(f"unknown config key {name!r}; {did_you_mean(name, (where + known for known in fields))}")
+    values = {}
+    for key, f in fields.items():
+        if key in tree:
+            values[key] = _value(f.type, tree[key], where + key)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"config key {where + key!r} is missing")
+    return cls(**values)
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, name + ".")
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        return value
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{name} must be list, got {value!r}")
+        return [_value(get_args(kind)[0], item, name) for item in value]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} must be {kind.__name__}, got {value!r}")
+    return value
 
 
 def _positive(config: Any, where: str, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{where}.{name} must be positive, got {getattr(config, name)}")
 
 

@@ -31,7 +31,10 @@ class Transition(NamedTuple):
 
 
 class Envs(Protocol):
-    """Rows of one environment. A row begins with `reset` and is stepped only while its episode lasts."""
+    """Rows of one environment. A row begins with `reset` and is stepped only while its episode lasts.
+
+    The rows of a call are distinct and ascending.
+    """
 
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Box

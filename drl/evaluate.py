@@ -187,16 +187,20 @@ def tags(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def store(results: list[dict[str, Any]], run: Path) -> Path:
-    """Put results into <run>/evaluation.json beside earlier ones of another step, mode, target or environment."""
+    """Put results into <run>/evaluation.json beside those of another step, mode, target, environment or seed."""
     path = run / FILE
     earlier = read(run)
-    key = ("environment", "step", "mode", "target_return", "episodes")
-    fresh = {tuple(result[name] for name in key) for result in results}
-    kept = [result for result in earlier if tuple(result[name] for name in key) not in fresh]
+    fresh = {_key(result) for result in results}
+    kept = [result for result in earlier if _key(result) not in fresh]
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"format": 1, "results": kept + results}) + "\n")
     os.replace(partial, path)
     return path
+
+
+def _key(result: dict[str, Any]) -> tuple:
+    names = ("environment", "step", "mode", "target_return", "episodes")
+    return (*(result[name] for name in names), result["seeds"][0])
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -100,8 +100,9 @@ class DecisionTransformer(nn.Module):
             Predicted actions (B, L, A) and the state after the chunk. Steps with a False mask leave no trace in it.
         """
         time_BLD = self._embed_timestep(timesteps)
-        return_BLD, observation_BLD = self._embed_asked(returns_to_go, observations, time_BLD)
-        x_BL3D = torch.stack([return_BLD, observation_BLD, self.embed_action(actions) + time_BLD], dim=2)
+        x_BL3D = time_BLD[:, :, None] + torch.stack(
+            [self._embed_return(returns_to_go), self.embed_observation(observations), self.embed_action(actions)], dim=2
+        )
         mask_BT = None if mask is None else mask.repeat_interleave(3, dim=1)
         x_BTD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state)
         return self._read_out(x_BTD[:, 1::3]), state
@@ -134,26 +135,18 @@ class DecisionTransformer(nn.Module):
         """
         if self.config.attention == "softmax":
             raise ValueError("softmax attention has no recurrent step; act by window")
-        return_BD, observation_BD = self._embed_asked(return_to_go, observation, self._embed_timestep(timestep))
-        action_BD = self.embed_action(previous_action) + self._embed_timestep((timestep - 1).clamp(min=0))
-        x_BTD = torch.stack([action_BD, return_BD, observation_BD], dim=1)
+        time_BTD = self._embed_timestep(torch.stack([(timestep - 1).clamp(min=0), timestep, timestep], dim=1))
+        x_BTD = time_BTD + torch.stack(
+            [self.embed_action(previous_action), self._embed_return(return_to_go), self.embed_observation(observation)],
+            dim=1,
+        )
         mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
         mask_BT[:, 0] = ~first
         x_BTD, state = self._trunk(x_BTD, mask_BT, tuple(layer.restart(first) for layer in state), step=True)
         return self._read_out(x_BTD[:, 2]), state
 
-    def _embed_asked(self, return_to_go: Tensor, observation: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens R_t and s_t.
-
-        A departure from the paper: s_t's token carries R_t as well. Linear attention averages over the whole past
-        with weights that cannot be sharp, so after a few hundred steps the newest return is one token in a
-        thousand; the action read out at s_t would hardly hear what is asked of it.
-        """
-        return_D = self.embed_return(return_to_go[..., None] / self.config.return_scale)
-        observation_D = self.embed_observation(observation) + time
-        if self.config.return_at_observation:
-            observation_D = observation_D + return_D
-        return return_D + time, observation_D
+    def _embed_return(self, return_to_go: Tensor) -> Tensor:
+        return self.embed_return(return_to_go[..., None] / self.config.return_scale)
 
     def _embed_timestep(self, timestep: Tensor) -> Tensor:
         return self.embed_timestep(timestep.clamp(max=self.config.max_timesteps - 1))

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from drl import evaluate as evaluation
 from drl import scores
-from drl.config import Config
+from drl.config import Config, read_config
 from drl.errors import UserError
 
 BOOTSTRAP_SEED = 0
@@ -49,7 +48,7 @@ def report(runs: Path, figure: Path | None = None) -> str:
         UserError: there is no evaluated run, runs of different MuJoCo versions would share a table, or matplotlib
             is missing for the figure.
     """
-    found = [(path.parent, _config(path.parent)) for path in sorted(runs.rglob(evaluation.FILE))]
+    found = [(path.parent, read_config(path.parent / "config.yaml")) for path in sorted(runs.rglob(evaluation.FILE))]
     rows = _rows(found)
     if not rows:
         raise UserError(f"no evaluated run under {runs}; type: drl evaluate runs/hopper/medium-replay/seed-0")
@@ -60,15 +59,6 @@ def report(runs: Path, figure: Path | None = None) -> str:
     if figure is not None:
         _draw(rows, found, figure)
     return _table(rows)
-
-
-def _config(run: Path) -> Config:
-    path = run / "config.yaml"
-    try:
-        return Config.from_dict(yaml.safe_load(path.read_text()))
-    except OSError as error:
-        raise UserError(f"{run} has an evaluation but no config.yaml; evaluate the run folder that `drl train` wrote"
-                        ) from error
 
 
 def _rows(found: list[tuple[Path, Config]]) -> list[Row]:

@@ -40,7 +40,7 @@ class Tracker:
         if start is not None and path.exists():
             _keep_until(path, start)
         self._lines = path.open("a")
-        self._board = SummaryWriter(str(run), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(str(run), purge_step=None if start is None else start + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record `values` at `step`.

@@ -59,12 +59,14 @@ def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
             bar.update()
 
             last = step == settings.updates
-            if step % settings.log_every == 0 or last:
+            log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
+            if log or save:  # the only places where the host waits for the device
                 values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
                 if not all(map(math.isfinite, values.values())):
                     raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
                                     f"{values['train/grad_norm']}; lower --train.learning_rate "
                                     f"(now {settings.learning_rate:g})")
+            if log:
                 speed = (step - since) / (time.perf_counter() - mark)
                 tracker.log(step, values | {"train/learning_rate": learning_rate, "train/updates_per_second": speed})
                 bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
@@ -74,7 +76,7 @@ def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
                 tracker.log(step, evaluation.tags(results))
                 evaluation.store(results, run)
                 mark = time.perf_counter()
-            if step % settings.checkpoint_every == 0 or last:
+            if save:
                 tracker.flush()
                 folder = checkpoints.save(trainer.checkpoint(), run, settings.keep_checkpoints)
                 mark = time.perf_counter()
@@ -91,7 +93,8 @@ def _evaluate(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def schedule(step: int, settings: TrainConfig) -> float:
-    """Learning rate of the update after `step` updates: a linear warm-up, then a cosine to 0 or a constant."""
+    """Learning rate of the update after `step` updates: a linear warm-up, then a constant or a cosine that would be 0
+    one update after the last."""
     warmup = min(1.0, (step + 1) / max(1, settings.warmup_updates))
     if settings.decay == "none":
         return settings.learning_rate * warmup
@@ -127,6 +130,8 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise UserError(f"device {device!r} is not available (only cpu and cuda are); use --device cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not available ({str(error).splitlines()[0][:120]}); use --device cpu"

@@ -13,7 +13,6 @@ from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.sampling import make_sampler
 from drl.data.store import EpisodeStore
-from drl.kernels import LinearAttentionState
 from drl.model import DecisionTransformer, ModelState
 from drl.versions import versions
 
@@ -30,9 +29,7 @@ class Trainer:
         device, settings = config.device, config.train
         spaces = store.spaces
         self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
-        self.sampler = make_sampler(
-            settings.sampling, store, settings.batch_size, settings.context, config.seed, device
-        )
+        self.sampler = make_sampler(settings, store, config.seed, device)
         self.learning_rate = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -41,7 +38,7 @@ class Trainer:
             fused=True,
             capturable=is_cuda(device),
         )
-        self.state: ModelState = self.model.initial_state(settings.batch_size)
+        self.state: ModelState = self.model.initial_state(settings.batch_size * settings.stream_groups)
         self._captured = _Captured(self) if is_cuda(device) else None
 
     def update(self, learning_rate: float) -> tuple[Tensor, Tensor]:
@@ -53,7 +50,7 @@ class Trainer:
     def descend(self) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
         batch = self.sampler.next()
-        past = tuple(layer and layer.restart(batch.restart) for layer in self.state)
+        past = tuple(layer and layer.select(batch.streams).restart(batch.restart) for layer in self.state)
         predicted, state = self.model(
             batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past
         )
@@ -62,15 +59,15 @@ class Trainer:
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
         self.optimizer.step()
-        self._carry(state)
+        self._carry(state, batch.streams)
         return loss.detach(), grad_norm
 
     @torch.no_grad()
-    def _carry(self, state: ModelState) -> None:
+    def _carry(self, state: ModelState, streams: Tensor) -> None:
         for kept, layer in zip(self.state, state, strict=True):
             if kept is not None:
-                kept.kv.copy_(layer.kv)
-                kept.z.copy_(layer.z)
+                kept.kv.index_copy_(0, streams, layer.kv)
+                kept.z.index_copy_(0, streams, layer.z)
 
     def checkpoint(self) -> Checkpoint:
         """Everything, so that `load` goes on as if nothing had happened."""
@@ -106,11 +103,12 @@ class Trainer:
             index, _, part = name.partition(".")
             optimizer["state"].setdefault(int(index), {})[part] = value.to(device)
         self.optimizer.load_state_dict(optimizer)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate  # loading put another tensor in its place
         states = _under("state.", saved)
-        if states:
-            self._carry(tuple(
-                LinearAttentionState(states[f"{i}.kv"], states[f"{i}.z"]) for i in range(self.config.model.layers)
-            ))
+        for i, layer in enumerate(self.state):
+            if layer is not None:
+                layer.kv.copy_(states[f"{i}.kv"])
+                layer.z.copy_(states[f"{i}.z"])
         torch.set_rng_state(saved["rng.cpu"])
         if is_cuda(device) and "rng.cuda" in saved:
             torch.cuda.set_rng_state(saved["rng.cuda"], self.config.device)

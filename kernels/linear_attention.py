@@ -37,6 +37,10 @@ class LinearAttentionState(NamedTuple):
             self.kv.masked_fill(rows[:, None, None, None], 0), self.z.masked_fill(rows[:, None, None], 0)
         )
 
+    def select(self, rows: Tensor) -> Self:
+        """The states of `rows`, int64 (R,), as a new state of R rows."""
+        return type(self)(self.kv.index_select(0, rows), self.z.index_select(0, rows))
+
     def detach(self) -> Self:
         """The same numbers, cut off from the graph that made them."""
         return type(self)(self.kv.detach(), self.z.detach())

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -76,9 +75,15 @@ def write(
         namespace = dataset_id.rpartition("/")[0]
         if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
+        earlier = Path(partial) / "earlier"
         if target.exists():
-            shutil.rmtree(target)
-        os.replace(Path(partial) / dataset_id, target)
+            os.replace(target, earlier)
+        try:
+            os.replace(Path(partial) / dataset_id, target)
+        except BaseException:
+            if earlier.exists():
+                os.replace(earlier, target)
+            raise
     return target
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drl.config import TrainConfig
 from drl.data.store import EpisodeStore
 
 
@@ -27,6 +28,7 @@ class Batch(NamedTuple):
         timesteps: steps since the episode began, (B, L) int64.
         mask: True where the step is real, (B, L) bool.
         restart: True where the state must start anew before this chunk, (B,) bool.
+        streams: whose state each row goes on from, (B,) int64.
     """
 
     returns_to_go: Tensor
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     timesteps: Tensor
     mask: Tensor
     restart: Tensor
+    streams: Tensor
 
 
 class _Sampler:
@@ -49,20 +52,21 @@ class _Sampler:
             torch.as_tensor(array, device=device)
             for array in (observations, (store.actions - centre) / half, store.returns_to_go, store.episode_starts)
         )
-        self.batch_size, self.device = batch_size, device
+        self.device = device
+        self.row_B = torch.arange(batch_size, device=device)
         self.offset_L = torch.arange(context, device=device)
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
-    def _draw(self, high: int) -> Tensor:
-        return torch.randint(high, (self.batch_size,), generator=self.generator, device=self.device)
+    def _draw(self, high: int, count: int) -> Tensor:
+        return torch.randint(high, (count,), generator=self.generator, device=self.device)
 
-    def _draw_step(self) -> tuple[Tensor, Tensor]:
-        """A step drawn uniformly from all, as (episode, timestep)."""
-        step_B = self._draw(len(self.actions))
+    def _draw_steps(self, count: int) -> tuple[Tensor, Tensor]:
+        """Steps drawn uniformly from all, as (episode, timestep)."""
+        step_B = self._draw(len(self.actions), count)
         episode_B = torch.searchsorted(self.starts, step_B, right=True) - 1
         return episode_B, step_B - self.starts[episode_B]
 
-    def _gather(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor) -> Batch:
+    def _gather(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, stream_B: Tensor) -> Batch:
         length_B1 = (self.starts[episode_B + 1] - self.starts[episode_B])[:, None]
         timestep_BL = position_B[:, None] + self.offset_L
         mask_BL = timestep_BL < length_B1
@@ -75,6 +79,7 @@ class _Sampler:
             timesteps=timestep_BL,
             mask=mask_BL,
             restart=restart_B,
+            streams=stream_B,
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -89,46 +94,64 @@ class WindowSampler(_Sampler):
     """Windows whose first step is uniform over every step of every episode."""
 
     def next(self) -> Batch:
-        restart_B = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
-        return self._gather(*self._draw_step(), restart_B)
+        restart_B = torch.ones_like(self.row_B, dtype=torch.bool)
+        return self._gather(*self._draw_steps(len(self.row_B)), restart_B, self.row_B)
 
 
 class StreamSampler(_Sampler):
-    """B streams through episodes drawn uniformly: in the long run every step is seen equally often."""
+    """Streams through episodes drawn uniformly: in the long run every step is seen equally often.
 
-    def __init__(self, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str):
+    There are groups x B streams, and the groups take turns.
+    """
+
+    STREAMS = ("episode", "position", "restart", "turn")
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        batch_size: int,
+        context: int,
+        seed: int,
+        device: torch.device | str,
+        groups: int = 1,
+    ):
         super().__init__(store, batch_size, context, seed, device)
         # enter the first episodes midway: from the beginning, streams of equal lengths would stay in step for ever
-        self.episode, timestep_B = self._draw_step()
-        self.position = timestep_B // context * context
-        self.restart = torch.ones(batch_size, dtype=torch.bool, device=device)
+        self.episode, timestep = self._draw_steps(groups * batch_size)
+        self.position = timestep // context * context
+        self.restart = torch.ones_like(self.episode, dtype=torch.bool)
+        self.turn = torch.zeros((), dtype=torch.long, device=device)
 
     def next(self) -> Batch:
-        batch = self._gather(self.episode, self.position, self.restart.clone())
-        position_B = self.position + len(self.offset_L)
-        over_B = position_B >= self.starts[self.episode + 1] - self.starts[self.episode]
+        stream_B = self.turn * len(self.row_B) + self.row_B
+        episode_B, position_B = self.episode[stream_B], self.position[stream_B]
+        batch = self._gather(episode_B, position_B, self.restart[stream_B], stream_B)
+        position_B = position_B + len(self.offset_L)
+        over_B = position_B >= self.starts[episode_B + 1] - self.starts[episode_B]
+        fresh_B = self._draw(len(self.starts) - 1, len(stream_B))
         # written in place: a captured CUDA graph reads and writes the same memory at every replay
-        self.episode.copy_(torch.where(over_B, self._draw(len(self.starts) - 1), self.episode))
-        self.position.copy_(position_B.masked_fill(over_B, 0))
-        self.restart.copy_(over_B)
+        self.episode[stream_B] = torch.where(over_B, fresh_B, episode_B)
+        self.position[stream_B] = position_B.masked_fill(over_B, 0)
+        self.restart[stream_B] = over_B
+        self.turn.copy_((self.turn + 1) % (len(self.episode) // len(self.row_B)))
         return batch
 
     def state_dict(self) -> dict[str, Tensor]:
-        streams = {"episode": self.episode, "position": self.position, "restart": self.restart}
-        return super().state_dict() | streams
+        return super().state_dict() | {name: getattr(self, name).clone() for name in self.STREAMS}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
-        for name in ("episode", "position", "restart"):
+        for name in self.STREAMS:
             getattr(self, name).copy_(state[name])
 
 
 def make_sampler(
-    kind: str, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str
+    config: TrainConfig, store: EpisodeStore, seed: int, device: torch.device | str
 ) -> WindowSampler | StreamSampler:
-    """The sampler that config.train.sampling names: "state_passing" or "windows"."""
-    sampler = {"state_passing": StreamSampler, "windows": WindowSampler}[kind]
-    return sampler(store, batch_size, context, seed, device)
+    """The sampler that config.sampling names."""
+    if config.sampling == "windows":
+        return WindowSampler(store, config.batch_size, config.context, seed, device)
+    return StreamSampler(store, config.batch_size, config.context, seed, device, config.stream_groups)
 
 
 def to_box(action: np.ndarray | Tensor, low, high):

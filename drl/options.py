@@ -1,0 +1,136 @@
+"""The options of the command line: the only file that imports jsonargparse. What the verbs do stands in cli.py."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+from jsonargparse import ArgumentParser
+
+from drl.config import Config, config_keys
+from drl.errors import UserError, did_you_mean
+
+Mode = Literal["auto", "recurrent", "window"]
+WINDOW_NOTE = "recurrent: the state goes on; window: the last K steps are recomputed; auto: what the attention allows"
+HIDDEN = {"help", "print_config", "print_shtab", "verb"}
+
+
+class ConfigFile(jsonargparse.ActionConfigFile):
+    """--config, with the file's name in the message when it is no YAML."""
+
+    def __call__(self, parser, options, value, option_string=None):
+        if Path(value).is_file():
+            try:
+                yaml.safe_load(Path(value).read_text())
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                text = " ".join(str(error).replace('in "<unicode string>",', "at").split())
+                raise UserError(f"{value} is not YAML: {text}") from error
+        super().__call__(parser, options, value, option_string)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's, with messages of one line that say what to type."""
+
+    def error(self, message: str, *_: Any, **__: Any):
+        raise UserError(_cure(message, self))
+
+
+def build() -> Parser:
+    """The parser of `drl` with all its verbs; `verb` (and `<verb>.verb`) name the one chosen."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog="drl", description="Decision transformers with linear attention: train in parallel, act "
+                    "recurrently, one timestep at a time at constant cost.", version=None)
+    verbs = parser.add_subcommands(dest="verb")
+
+    verb = Parser(description="Train a policy on a Minari dataset; writes checkpoints, metrics.jsonl and TensorBoard "
+                  "events into the run folder.")
+    verb.add_argument("--config", action=ConfigFile, help="YAML file; options after it win")
+    verb.add_argument("--run", type=str, default="", help="folder to write (default: runs/<env>/<tier>/seed-<n>)")
+    verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder; "
+                      "with --run alone, with the config found there")
+    verb.add_class_arguments(Config, skip={"dataset"})
+    verb.add_argument("--dataset", type=str, default="", help="Minari id, e.g. drl/hopper/medium-replay-v0; one that "
+                      "is not local is downloaded")
+    verbs.add_subcommand("train", verb, help="train a policy")
+
+    verb = Parser(description="Play seeded episodes with a trained policy and print the normalised score; a run "
+                  "folder gets evaluation.json and TensorBoard scalars.")
+    verb.add_argument("run", type=str, help="run or checkpoint folder")
+    verb.add_argument("--mode", type=Mode, default="auto", help=WINDOW_NOTE)
+    verb.add_argument("--episodes", type=int | None, default=None, help="episodes (default: the run's config)")
+    verb.add_argument("--seed", type=int | None, default=None, help="environment seed of the first episode; episode i "
+                      "takes seed + i (default: the run's config)")
+    verb.add_argument("--target_return", type=float | None, default=None, help="return asked for, in the "
+                      "environment's units (default: the run's config)")
+    verb.add_argument("--environment", type=str, default="", help="Gymnasium id (default: the run's)")
+    verb.add_argument("--environments", type=int | None, default=None, help="environments side by side; changes the "
+                      "speed only (default: the run's config)")
+    verb.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
+    verb.add_argument("--json", action="store_true", help="print JSON, every episode's return included")
+    verbs.add_subcommand("evaluate", verb, help="score a trained policy")
+
+    verb = Parser(description="Collect and look at datasets.")
+    verbs.add_subcommand("data", verb, help="collect and look at datasets")
+    data = verb.add_subcommands(dest="verb")
+    verb = Parser(description="Roll the shipped behaviour policies out into the local Minari dataset "
+                  "drl/<env>/<tier>-v0, on all cores. The same seed gives the same data.")
+    verb.add_argument("name", type=str, help="<env>/<tier>, e.g. hopper/medium-replay; tiers: random, medium, "
+                      "medium-replay, medium-expert, expert")
+    verb.add_argument("--steps", type=int | None, default=None, help="environment steps at least; whole episodes are "
+                      "kept (default: D4RL's size, 400k to 2M)")
+    verb.add_argument("--seed", type=int, default=0, help="of resets and actions")
+    verb.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
+    data.add_subcommand("collect", verb, help="make a D4RL-style dataset")
+    verb = Parser(description="Episodes, steps, returns and normalised scores of a local dataset.")
+    verb.add_argument("id", type=str, help="Minari id, e.g. drl/hopper/medium-v0")
+    data.add_subcommand("show", verb, help="describe a dataset")
+    data.add_subcommand("list", Parser(description="Datasets on this machine, and those that can be collected."),
+                        help="list datasets")
+
+    verb = Parser(description="Table of the scores under a folder of runs: one row per dataset, variant and acting "
+                  "mode, mean over seeds with a 95% bootstrap interval. Prints Markdown.")
+    verb.add_argument("runs", type=str, help="folder that holds runs at any depth")
+    verb.add_argument("--figure", type=str | None, default=None, help="also draw scores and learning curves into this "
+                      "PNG file; needs the extra drl[report]")
+    verbs.add_subcommand("report", verb, help="table and figure of scores")
+
+    verb = Parser(description="Measure speed on this machine; prints hardware, versions, median and spread.")
+    verbs.add_subcommand("benchmark", verb, help="measure speed")
+    benchmarks = verb.add_subcommands(dest="verb")
+    verb = Parser(description="Microseconds per action of one environment: recurrent step and recomputed window.")
+    verb.add_argument("--steps", type=int, default=3000, help="timed environment steps of each row")
+    verb.add_argument("--threads", type=int, default=1, help="torch threads")
+    benchmarks.add_subcommand("step", verb, help="microseconds per action")
+    verb = Parser(description="Milliseconds per gradient update (width 128, 3 layers, context 20, batch 64).")
+    verb.add_argument("--updates", type=int, default=50, help="timed updates of each row")
+    verb.add_argument("--threads", type=int, default=0, help="torch threads (0: all cores)")
+    benchmarks.add_subcommand("update", verb, help="milliseconds per update")
+    return parser
+
+
+def _cure(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message on one line, in words for a user, with the near miss named."""
+    text = " ".join(message.split())
+    unknown = r"(?i)unrecognized arguments: -*([\w.]+)|key '([\w.]+)' is not expected|not accept option '([\w.]+)'"
+    if found := re.search(unknown, text):
+        name = found[1] or found[2] or found[3]
+        known = {action.dest for action in parser._actions} - HIDDEN
+        return f"unknown option or config key {name!r}; {did_you_mean(name, known or config_keys())}"
+    if found := re.search(r"File does not exist: '(.*)'", text):
+        return f"no such file: {found[1]}; the configs are in configs/, e.g. configs/hopper/medium-replay.yaml"
+    if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*?)\)", text):
+        choices = did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
+        return f"unknown choice {found[1]!r}; {choices}"
+    if found := re.search(r'key "([\w.]+)": .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
+        choices = found[2].replace("'", "")
+        return f"{found[1]} must be one of {choices}, got {found[3]!r}"
+    if found := re.search(r'key "([\w.]+)": .*?<class \'(\w+)\'>.*[Vv]alue: (.*)', text):
+        return f"{found[1]} must be {found[2]}, got {found[3]!r}"
+    if found := re.search(r'expected "([\w.]+)" to be one of \{(.*?)\}', text):
+        verb = found[1].removesuffix("verb").replace(".", " ")
+        return f"what to do is missing; type one of: {', '.join(f'drl {verb}{name}' for name in found[2].split(','))}"
+    if found := re.search(r"arguments are required: ([\w.]+)", text):
+        *verb, name = found[1].split(".")
+        return f"{name} is missing; type: drl {' '.join(verb)} --help"
+    return text

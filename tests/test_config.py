@@ -1,0 +1,249 @@
+"""A config is what was meant, or an error that says what to type instead."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+import yaml
+
+from drl import options as command_line
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys
+from drl.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EVERY_CONFIG = sorted(CONFIGS.rglob("*.y*ml"))
+
+
+def from_command_line(*options) -> Config:
+    """The config that `drl train` with these options would resolve and train."""
+    fields = command_line.build().parse_args(["train", *map(str, options)])["train"].as_dict()
+    return Config.from_dict({key: fields[key] for key in fields.keys() - {"run", "resume", "config"}})
+
+
+def leaves(tree: dict, where: str = "") -> dict:
+    """Dotted key to value."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return flat
+
+
+def stated(path: Path) -> dict:
+    """What a file says, by dotted key; a plain YAML reader takes 1e-4 for a word."""
+    defaults = leaves(Config(dataset="").to_dict())
+    said = leaves(yaml.safe_load(path.read_text()))
+    return {key: float(value) if isinstance(defaults[key], float) else value for key, value in said.items()}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def test_configs_are_shipped():
+    assert EVERY_CONFIG
+
+
+@pytest.mark.parametrize("path", EVERY_CONFIG, ids=name)
+def test_every_shipped_config_means_what_it_says(path):
+    config = leaves(from_command_line("--config", path).to_dict())
+    for key, value in stated(path).items():
+        assert config[key] == value and isinstance(config[key], type(value))
+
+
+@pytest.mark.parametrize("path", EVERY_CONFIG, ids=name)
+def test_every_shipped_config_names_the_dataset_of_its_place(path):
+    dataset = from_command_line("--config", path).dataset
+    if path.name.startswith("quickstart"):
+        assert dataset.startswith(f"drl/{path.parent.name}/")
+    else:
+        assert dataset == f"drl/{path.relative_to(CONFIGS).with_suffix('')}-v0"
+
+
+@pytest.mark.parametrize("path", EVERY_CONFIG, ids=name)
+def test_every_shipped_config_states_only_what_differs(path):
+    defaults = leaves(Config(dataset="").to_dict())
+    repeated = {key for key, value in stated(path).items() if value == defaults[key]}
+    assert not repeated, f"{path} repeats the defaults of {sorted(repeated)}"
+
+
+def test_the_command_line_beats_the_file_and_the_file_the_defaults(file):
+    path = file("dataset: a/b-v0\nseed: 1\ntrain:\n  updates: 11\n  batch_size: 12\n")
+
+    config = from_command_line("--config", path, "--train.updates", 21, "--model.width", 24)
+
+    train = TrainConfig(updates=21, batch_size=12)
+    assert config == Config(dataset="a/b-v0", seed=1, model=ModelConfig(width=24), train=train)
+
+
+def test_options_alone_make_a_config():
+    assert from_command_line("--dataset", "a/b-v0") == Config(dataset="a/b-v0")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
+def test_a_number_with_an_exponent_is_a_number(file, text):
+    path = file(f"dataset: a/b-v0\ntrain: {{learning_rate: {text}, weight_decay: 0}}\n")
+    config = from_command_line("--config", path)
+    assert config.train.learning_rate == 1e-4 and isinstance(config.train.learning_rate, float)
+    assert isinstance(config.train.weight_decay, float)
+
+
+def test_target_returns_are_a_list_of_floats(file):
+    path = file("dataset: a/b-v0\nevaluate: {target_returns: [3600, 1.8e3]}\n")
+    for config in (from_command_line("--config", path),
+                   from_command_line("--dataset", "a/b-v0", "--evaluate.target_returns", "[3600, 1800]")):
+        assert config.evaluate.target_returns == [3600.0, 1800.0]
+        assert all(isinstance(target, float) for target in config.evaluate.target_returns)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.learnin_rate", "1", "unknown option or config key 'train.learnin_rate'; did you mean "
+                                    "'train.learning_rate'?"),
+        ("train.updates", "many", "train.updates must be int, got 'many'"),
+        ("train.updates", "1.5", "train.updates must be int, got '1.5'"),
+        ("train.updates", "true", "train.updates must be int, got 'True'"),
+        ("train.learning_rate", "fast", "train.learning_rate must be float, got 'fast'"),
+        ("evaluate.target_returns", "3600", "evaluate.target_returns must be list, got '3600'"),
+        ("train.updates", "0", "train.updates must be positive, got 0"),
+        ("train.learning_rate", ".nan", "train.learning_rate must be positive, got nan"),
+        ("model.heads", "5", "model.heads must divide model.width, got heads=5, width=128"),
+        ("model.dropout", "1", "model.dropout must be in [0, 1), got 1.0"),
+        ("seed", "-1", "seed must not be negative, got -1"),
+        ("model.attention", "softmax", "model.attention softmax has no state to pass; add --train.sampling windows, "
+                                       "or use linear attention"),
+    ],
+)
+@pytest.mark.parametrize("place", ["options", "file"])
+def test_a_mistake_is_answered_with_its_cure(file, place, key, value, message):
+    if place == "options":
+        arguments = ["--dataset", "a/b-v0", f"--{key}", value]
+    else:
+        group, _, leaf = key.rpartition(".")
+        arguments = ["--config", file("dataset: a/b-v0\n" + (f"{group}: {{{leaf}: {value}}}" if group else f"{leaf}: "
+                                                             f"{value}") + "\n")]
+
+    with pytest.raises(UserError) as caught:
+        from_command_line(*arguments)
+
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "known"),
+    [("model.attention", "sofmax", ["linear", "softmax"]), ("train.sampling", "window", ["state_passing", "windows"]),
+     ("train.decay", "cosin", ["cosine", "none"]), ("model.feature_map", "elu", ["elu1", "relu", "identity"])],
+)
+def test_an_unknown_choice_names_the_known_ones(key, wrong, known):
+    with pytest.raises(UserError) as caught:
+        from_command_line("--dataset", "a/b-v0", f"--{key}", wrong)
+    message = str(caught.value)
+    assert key in message and wrong in message and all(choice in message for choice in known)
+    assert "\n" not in message
+
+
+def test_an_unknown_key_of_a_file_is_named_with_its_near_miss(file):
+    with pytest.raises(UserError, match=r"key 'datset'; did you mean 'dataset'\?"):
+        from_command_line("--config", file("datset: a/b-v0\n"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: ModelConfig(width=value), lambda value: ModelConfig(layers=value),
+        lambda value: ModelConfig(heads=value), lambda value: ModelConfig(max_timesteps=value),
+        lambda value: ModelConfig(return_scale=value), lambda value: TrainConfig(updates=value),
+        lambda value: TrainConfig(batch_size=value), lambda value: TrainConfig(context=value),
+        lambda value: TrainConfig(learning_rate=value), lambda value: TrainConfig(max_grad_norm=value),
+        lambda value: TrainConfig(log_every=value), lambda value: TrainConfig(checkpoint_every=value),
+        lambda value: TrainConfig(keep_checkpoints=value), lambda value: EvaluateConfig(episodes=value),
+        lambda value: EvaluateConfig(environments=value),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_what_must_be_positive_is(make, value):
+    with pytest.raises(UserError, match=rf"^\w+\.\w+ must be positive, got {value}$"):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: TrainConfig(warmup_updates=value), lambda value: TrainConfig(weight_decay=value),
+        lambda value: TrainConfig(evaluate_every=value), lambda value: EvaluateConfig(seed=value),
+        lambda value: Config(dataset="-", seed=value),
+    ],
+)
+def test_what_must_not_be_negative_is_not(make):
+    make(0)
+    with pytest.raises(UserError, match=r"^[\w.]+ must not be negative, got -1$"):
+        make(-1)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_is_a_share(dropout):
+    with pytest.raises(UserError, match=r"model.dropout must be in \[0, 1\)"):
+        ModelConfig(dropout=dropout)
+
+
+def changed(value, kind):
+    """Another value of this type that a config may hold; floats become so small that YAML writes an exponent."""
+    if dataclasses.is_dataclass(kind):
+        return kind(**{f.name: changed(getattr(value, f.name), f.type) for f in dataclasses.fields(kind)})
+    if choices := get_args(kind) if get_origin(kind) is Literal else ():
+        return choices[-1] if value != choices[-1] else choices[0]
+    by_type = {bool: lambda: not value, int: lambda: 2 * value or 3, float: lambda: value * 1e-4 or 1e-5,
+               str: lambda: value + "b-v0", list[float]: lambda: [1.5, -2e-7]}
+    return by_type[kind]()
+
+
+def everything_changed() -> Config:
+    return changed(Config(dataset=""), Config)
+
+
+def test_a_config_survives_its_dict_and_its_yaml():
+    config = everything_changed()
+    assert Config.from_dict(config.to_dict()) == config
+    assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config
+
+
+def test_every_key_can_be_set_on_the_command_line():
+    config = everything_changed()
+    options = [part for key, value in leaves(config.to_dict()).items() for part in (f"--{key}", value)]
+    assert from_command_line(*options) == config
+
+
+def test_the_list_of_keys_is_every_leaf():
+    other, default = leaves(everything_changed().to_dict()), leaves(Config(dataset="").to_dict())
+    assert sorted(config_keys()) == sorted(other)
+    assert not [key for key in config_keys() if other[key] == default[key]], "these tests must change every key"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"dataset": "-", "sed": 1}, r"^unknown config key 'sed'; did you mean 'seed'\?$"),
+        ({"dataset": "-", "train": {"sampler": "windows"}}, r"^unknown config key 'train.sampler'; did you mean "
+                                                            r"'train.sampling'\?$"),
+        ({"dataset": "-", "quux": 1}, "^unknown config key 'quux'; known: dataset, device, environment, "),
+    ],
+)
+def test_a_dict_with_an_unknown_key_is_refused(tree, message):
+    with pytest.raises(UserError, match=message):
+        Config.from_dict(tree)
+
+
+def test_a_config_cannot_be_edited():
+    with pytest.raises(AttributeError):
+        Config(dataset="-").train.updates = 3

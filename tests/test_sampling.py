@@ -1,0 +1,244 @@
+"""Two ways to draw a batch. In the store below R_t is the step's own number: a batch shows which steps it holds.
+
+Dimension key: B rows, L steps, O observation, A action, S steps of all episodes.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from drl.config import TrainConfig
+from drl.data.sampling import Batch, StreamSampler, WindowSampler, make_sampler, to_box
+from drl.data.store import EpisodeStore, Spaces
+
+B, L, O, A = 5, 3, 7, 2  # noqa: E741
+LENGTHS = (7, 1, 13, 5, 3)  # at, below and above the edges of chunks of 3
+STARTS = np.cumsum([0, *LENGTHS])
+S = STARTS[-1]
+SPACES = Spaces("", O, np.float32([-2, 0.5]), np.float32([6, 0.75]))
+SAMPLERS = [WindowSampler, StreamSampler]
+
+
+@pytest.fixture(scope="module")
+def store():
+    rng = np.random.default_rng(0)
+
+    def episode(start, length):
+        # the last step earns its own number, every other one less: returns-to-go count upwards
+        rewards = np.full(length, -1.0)
+        rewards[-1] = start + length - 1
+        flags = np.arange(length) == length - 1
+        return SimpleNamespace(
+            observations=rng.normal(3, 2, (length + 1, O)), rewards=rewards, terminations=flags, truncations=flags,
+            actions=rng.uniform(SPACES.action_low, SPACES.action_high, (length, A)),
+        )
+
+    store = EpisodeStore.from_episodes(map(episode, STARTS, LENGTHS), SPACES, "drl/toy/numbered-v0")
+    np.testing.assert_array_equal(store.returns_to_go, np.arange(S))
+    return store
+
+
+def steps_of(batch: Batch) -> np.ndarray:
+    """Which step of the store stands at each place, (B, L)."""
+    return batch.returns_to_go.numpy().astype(int)
+
+
+def episode_of(step):
+    return np.searchsorted(STARTS, step, side="right") - 1
+
+
+def batches(sampler, count):
+    return [sampler.next() for _ in range(count)]
+
+
+def assert_same(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_row_is_consecutive_steps_of_one_episode(sampler, store):
+    for batch in batches(sampler(store, B, L, 0, "cpu"), 200):
+        step_BL, mask_BL = steps_of(batch), batch.mask.numpy()
+        first_B = step_BL[:, 0]
+        end_B = STARTS[episode_of(first_B) + 1]
+
+        np.testing.assert_array_equal(mask_BL.sum(1), np.minimum(L, end_B - first_B))
+        assert mask_BL[:, 0].all() and (np.diff(mask_BL.astype(int), axis=1) <= 0).all()
+        np.testing.assert_array_equal(step_BL[mask_BL], (first_B[:, None] + np.arange(L))[mask_BL])
+        assert (step_BL < end_B[:, None]).all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store):
+    observations = torch.as_tensor((store.observations - store.normaliser.mean) / store.normaliser.std)
+    for batch in batches(sampler(store, B, L, 0, "cpu"), 50):
+        step_BL = steps_of(batch)
+
+        assert (batch.observations.shape, batch.actions.shape) == ((B, L, O), (B, L, A))
+        torch.testing.assert_close(batch.observations, observations[step_BL], rtol=0, atol=0)
+        # float32 and a division: a few units in the last place of numbers up to 6
+        torch.testing.assert_close(
+            torch.as_tensor(to_box(batch.actions.numpy(), SPACES.action_low, SPACES.action_high)),
+            torch.as_tensor(store.actions[step_BL]), rtol=0, atol=1e-6,
+        )
+        np.testing.assert_array_equal(batch.timesteps, step_BL - STARTS[episode_of(step_BL)])
+        dtypes = [array.dtype for array in batch]
+        assert dtypes == [torch.float32] * 3 + [torch.int64, torch.bool, torch.bool, torch.int64]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_padding_repeats_the_last_real_step_and_is_masked(sampler, store):
+    seen = 0
+    for batch in batches(sampler(store, B, L, 0, "cpu"), 50):
+        for row in range(B):
+            real = int(batch.mask[row].sum())
+            assert batch.mask[row].tolist() == [True] * real + [False] * (L - real)
+            for array in (batch.returns_to_go, batch.observations, batch.actions, batch.timesteps):
+                expected = array[row, real - 1].expand(L - real, *array.shape[2:])
+                torch.testing.assert_close(array[row, real:], expected, rtol=0, atol=0)
+            seen += L - real
+    assert seen > 0
+
+
+def test_a_window_begins_at_every_step_equally_often_and_always_anew(store):
+    drawn = batches(WindowSampler(store, 1000, L, 0, "cpu"), 58)
+    counts = np.bincount(np.concatenate([steps_of(batch)[:, 0] for batch in drawn]), minlength=S)
+
+    # chi-square of S - 1 = 28 degrees of freedom: mean 28, standard deviation sqrt(56); five of them above
+    assert (np.square(counts - 58_000 / S) / (58_000 / S)).sum() < 28 + 5 * 56**0.5
+    assert all(batch.restart.all() for batch in drawn)
+
+
+def walk(drawn: list[Batch]) -> list[list[list[np.ndarray]]]:
+    """What each stream saw: a list of visits to episodes, each a list of chunks of real steps."""
+    streams = [[] for _ in range(1 + max(int(batch.streams.max()) for batch in drawn))]
+    for batch in drawn:
+        for row, stream in enumerate(batch.streams):
+            if batch.restart[row]:
+                streams[stream].append([])
+            streams[stream][-1].append(steps_of(batch)[row][batch.mask[row].numpy()])
+    return streams
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_stream_walks_each_episode_from_beginning_to_end(groups, store):
+    streams = walk(batches(StreamSampler(store, B, L, 0, "cpu", groups), groups * 100))
+    assert len(streams) == groups * B
+    for visits in streams:
+        assert sum(map(len, visits)) == 100  # chunks
+        for chunks in visits[1:-1]:  # the first visit begins midway, the last is cut off
+            steps = np.concatenate(chunks)
+            episode = episode_of(steps[0])
+            np.testing.assert_array_equal(steps, np.arange(STARTS[episode], STARTS[episode + 1]))
+            assert all(len(chunk) == L for chunk in chunks[:-1])
+
+
+def test_a_stream_enters_its_first_episode_at_a_chunk_and_walks_to_its_end(store):
+    midway = 0
+    for visits in walk(batches(StreamSampler(store, 100, L, 0, "cpu"), 10)):
+        steps = np.concatenate(visits[0])
+        episode = episode_of(steps[0])
+        np.testing.assert_array_equal(steps, np.arange(steps[0], STARTS[episode + 1]))
+        assert (steps[0] - STARTS[episode]) % L == 0
+        midway += steps[0] > STARTS[episode]
+    assert midway > 0
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_stream_restarts_at_the_first_chunk_of_an_episode_and_only_there(groups, store):
+    drawn = batches(StreamSampler(store, B, L, 0, "cpu", groups), 100)
+    for batch in drawn[:groups]:
+        assert batch.restart.all()
+    for batch in drawn[groups:]:
+        torch.testing.assert_close(batch.restart, batch.timesteps[:, 0] == 0, rtol=0, atol=0)
+
+
+def test_groups_of_streams_take_turns(store):
+    turns = [batch.streams.tolist() for batch in batches(StreamSampler(store, 2, L, 0, "cpu", 3), 7)]
+    assert turns == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3], [4, 5], [0, 1]]
+
+
+def test_a_window_is_its_rows_own_stream(store):
+    for batch in batches(WindowSampler(store, B, L, 0, "cpu"), 3):
+        assert batch.streams.tolist() == list(range(B))
+
+
+def test_streams_see_every_step_equally_often_in_the_long_run(store):
+    counts = np.zeros(S)
+    for batch in batches(StreamSampler(store, 100, L, 0, "cpu"), 400):
+        counts += np.bincount(steps_of(batch)[batch.mask.numpy()], minlength=S)
+
+    # 12 chunks in 5 episodes: 40,000 chunks are about 3,300 visits to each, give or take 52; five times that is 8%.
+    # Episodes drawn by their length, not uniformly, would be visited 13 times as often as others
+    np.testing.assert_allclose(counts / counts.mean(), 1, rtol=0, atol=0.08)
+
+
+def test_actions_reach_from_minus_one_to_one(store):
+    corners = np.float32([[-2, 0.5], [6, 0.75], [2, 0.625]])
+    flags = np.array([False, False, True])
+    episode = SimpleNamespace(
+        observations=np.zeros((4, O)), actions=corners, rewards=np.zeros(3), terminations=flags, truncations=flags
+    )
+    sampler = StreamSampler(EpisodeStore.from_episodes([episode], SPACES, "drl/toy/corners-v0"), 1, L, 0, "cpu")
+
+    actions = sampler.next().actions[0]
+
+    torch.testing.assert_close(actions, torch.tensor([[-1.0, -1], [1, 1], [0, 0]]), rtol=0, atol=0)
+    np.testing.assert_array_equal(to_box(actions.numpy(), SPACES.action_low, SPACES.action_high), corners)
+    boxed = to_box(actions, torch.as_tensor(SPACES.action_low), torch.as_tensor(SPACES.action_high))
+    torch.testing.assert_close(boxed, torch.as_tensor(corners), rtol=0, atol=0)
+
+
+def streams_in_turns(*arguments):
+    return StreamSampler(*arguments, groups=3)
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, streams_in_turns])
+def test_a_loaded_sampler_goes_on_with_the_same_batches(sampler, store, tmp_path):
+    first = sampler(store, B, L, 0, "cpu")
+    batches(first, 11)
+    save_file(first.state_dict(), tmp_path / "sampler.safetensors")
+    expected = batches(first, 20)
+
+    second = sampler(store, B, L, 1, "cpu")  # another seed: everything must come from the file
+    batches(second, 3)
+    second.load_state_dict(load_file(tmp_path / "sampler.safetensors"))
+
+    for actual, wanted in zip(batches(second, 20), expected, strict=True):
+        assert_same(actual, wanted)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_state_taken_earlier_is_not_changed_by_later_batches(sampler, store):
+    drawing = sampler(store, B, L, 0, "cpu")
+    state = drawing.state_dict()
+    kept = {name: value.clone() for name, value in state.items()}
+    batches(drawing, 11)
+    assert state.keys() == kept.keys()
+    assert_same(state.values(), kept.values())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_seed_alone_decides_the_batches(sampler, store):
+    def drawn(seed):
+        return [steps_of(batch).tolist() for batch in batches(sampler(store, B, L, seed, "cpu"), 20)]
+
+    before = torch.get_rng_state()
+    first = drawn(0)
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+    torch.manual_seed(12345)
+    assert drawn(0) == first
+    assert drawn(1) != first
+
+
+def test_the_config_names_the_sampler(store):
+    settings = {"batch_size": B, "context": L}
+    windows = make_sampler(TrainConfig(sampling="windows", **settings), store, 0, "cpu")
+    streams = make_sampler(TrainConfig(sampling="state_passing", stream_groups=2, **settings), store, 0, "cpu")
+    assert (type(windows), type(streams)) == (WindowSampler, StreamSampler)
+    assert_same(windows.next(), WindowSampler(store, B, L, 0, "cpu").next())
+    assert_same(streams.next(), StreamSampler(store, B, L, 0, "cpu", 2).next())

@@ -1,0 +1,522 @@
+"""Training is a function of config, data and seed: whatever interrupts it or watches it leaves its numbers alone."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from drl import checkpoint as checkpoints
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from drl.data.store import EpisodeStore, Spaces
+from drl.errors import UserError
+from drl.train import resolve, resolve_device, schedule, train
+from drl.trainer import Trainer, action_loss
+
+PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
+LENGTHS = (3, 23, 7, 31, 11, 2)  # some shorter than a chunk of 5, some much longer; none a multiple of it
+SAMPLING = ["state_passing", "windows"]
+WAYS = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows")]
+
+
+class Recorded(NamedTuple):
+    """A synthetic episode, as minari.EpisodeData has its fields."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+
+
+def episode(rng: np.random.Generator, length: int) -> Recorded:
+    """The rule to learn: the action is 2 tanh of the observation's first channel."""
+    observations = rng.normal(size=(length + 1, 3))
+    actions = 2 * np.tanh(observations[:-1, :1]).astype(np.float32)
+    end = np.arange(length) == length - 1
+    return Recorded(observations, actions, rng.normal(size=length), end, np.zeros(length, bool))
+
+
+def make_store(seed: int = 0, spaces: Spaces = PENDULUM) -> EpisodeStore:
+    rng = np.random.default_rng(seed)
+    return EpisodeStore.from_episodes([episode(rng, length) for length in LENGTHS], spaces, "synthetic/rule-v0")
+
+
+def make_config(attention: str = "linear", seed: int = 0, **settings) -> Config:
+    """Tiny, resolved, with dropout; `settings` are TrainConfig's."""
+    defaults = dict(updates=12, batch_size=4, context=5, learning_rate=3e-3, warmup_updates=3, log_every=1,
+                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1)
+    return Config(
+        dataset="synthetic/rule-v0",
+        environment="Pendulum-v1",
+        seed=seed,
+        device="cpu",
+        model=ModelConfig(attention=attention, width=16, layers=2, heads=2, dropout=0.1, max_timesteps=29,
+                          return_scale=10.0),
+        train=TrainConfig(**defaults | settings),
+        evaluate=EvaluateConfig(target_returns=[-200.0], episodes=1, seed=3),
+    )
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_lines(run) -> list[dict]:
+    """The train/* values by step, without the one that a clock decides."""
+    kept = [line for line in lines(run) if "train/loss" in line]
+    return [{key: value for key, value in line.items() if key != "train/updates_per_second"} for line in kept]
+
+
+def assert_same_run(actual, expected) -> None:
+    """Bit for bit: metrics, weights, optimizer, sampler, stream states and generators of the last checkpoint."""
+    assert training_lines(actual) == training_lines(expected)
+    one, other = checkpoints.find(actual), checkpoints.find(expected)
+    assert one.name == other.name
+    for file in (checkpoints.MODEL, checkpoints.TRAINING):
+        torch.testing.assert_close(load_file(one / file), load_file(other / file), rtol=0, atol=0)
+
+
+class Killed(BaseException):
+    """What nothing in the package catches."""
+
+
+@contextlib.contextmanager
+def killed_at(monkeypatch, step: int):
+    """The run within this context dies at the beginning of the update after `step` updates."""
+    real = Trainer.update
+
+    def update(self, learning_rate):
+        if self.step == step:
+            raise Killed
+        return real(self, learning_rate)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "update", update)
+        yield
+
+
+# the loss
+
+
+def test_the_loss_is_blind_to_padding():
+    predicted = torch.zeros(2, 3, 2)
+    actions = torch.tensor([[[1.0, 3.0], [0.0, 2.0], [9.0, 9.0]], [[2.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    # (1 + 9) / 2, (0 + 4) / 2 and (4 + 0) / 2 over three real steps
+    assert action_loss(predicted, actions, mask) == (5 + 2 + 2) / 3
+
+
+@pytest.mark.parametrize(("attention", "sampling"), WAYS)
+def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling):
+    clean, spoiled = (Trainer(make_config(attention, sampling=sampling), make_store()) for _ in range(2))
+    spoiled.model.load_state_dict(clean.model.state_dict())
+    padded = 0
+
+    def spoil(draw=spoiled.sampler.next):
+        nonlocal padded
+        batch = draw()
+        padded += (~batch.mask).sum().item()
+        timesteps = torch.where(batch.mask, batch.timesteps, 3)
+        spoilt = [torch.where(batch.mask.view(*batch.mask.shape, *[1] * (x.ndim - 2)), x, 7.0) for x in batch[:3]]
+        return batch._replace(returns_to_go=spoilt[0], observations=spoilt[1], actions=spoilt[2], timesteps=timesteps)
+
+    spoiled.sampler.next = spoil
+    for _ in range(5):
+        torch.manual_seed(1)
+        expected = clean.update(1e-3)
+        torch.manual_seed(1)
+        torch.testing.assert_close(spoiled.update(1e-3), expected, rtol=0, atol=0)
+
+    assert padded
+    torch.testing.assert_close(spoiled.checkpoint().training, clean.checkpoint().training, rtol=0, atol=0)
+    torch.testing.assert_close(spoiled.model.state_dict(), clean.model.state_dict(), rtol=0, atol=0)
+
+
+# the loop
+
+
+@pytest.mark.parametrize(("attention", "sampling"), WAYS)
+def test_training_learns_a_rule(tmp_path, attention, sampling):
+    config = make_config(attention, sampling=sampling, updates=150, batch_size=16, learning_rate=1e-2,
+                         max_grad_norm=1.0, checkpoint_every=1000)
+    train(config, make_store(), tmp_path / "run")
+    losses = [line["train/loss"] for line in lines(tmp_path / "run")]
+    assert len(losses) == 150
+    assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path, sampling):
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        train(make_config(sampling=sampling, seed=seed), make_store(), tmp_path / name)
+        torch.rand(7)  # whatever the caller draws in between
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert training_lines(tmp_path / "one") != training_lines(tmp_path / "other")
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("stop", [3, 5, 8, 11])
+def test_stopping_and_going_on_equals_never_stopping(tmp_path, monkeypatch, sampling, stop):
+    """Checkpoints stand at 5, 10 and 12: a run stopped at 3 has none, one stopped at 8 repeats 6 to 8."""
+    config = make_config(sampling=sampling)
+    train(config, make_store(), tmp_path / "whole")
+
+    with killed_at(monkeypatch, stop):
+        train(config, make_store(), tmp_path / "stopped")
+    with (tmp_path / "stopped" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 9, "train/lo')  # killed while it wrote
+    train(config, make_store(), tmp_path / "stopped", resume=True)
+
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert [line["step"] for line in lines(tmp_path / "stopped")] == list(range(1, 13))
+
+
+def test_a_run_may_be_stopped_at_every_checkpoint(tmp_path, monkeypatch):
+    config = make_config(checkpoint_every=2, keep_checkpoints=1)
+    train(config, make_store(), tmp_path / "whole")
+    for stop in (2, 5, 6, 9):
+        with killed_at(monkeypatch, stop):
+            train(config, make_store(), tmp_path / "stopped", resume=True)
+    train(config, make_store(), tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_going_on_with_a_finished_run_changes_nothing(tmp_path):
+    folder = train(make_config(), make_store(), tmp_path / "run")
+    before = training_lines(tmp_path / "run"), (folder / "manifest.json").read_bytes()
+    assert train(make_config(), make_store(), tmp_path / "run", resume=True) == folder
+    assert (training_lines(tmp_path / "run"), (folder / "manifest.json").read_bytes()) == before
+
+
+def test_a_checkpoint_of_the_streams_holds_what_the_next_update_reads():
+    """Every tensor that the trainer keeps between updates, seen before and after a detour through a checkpoint."""
+    original = Trainer(make_config(), make_store())
+    for _ in range(4):
+        original.update(1e-3)
+    past = original.checkpoint()
+    past = dataclasses.replace(past, training={name: x.clone() for name, x in past.training.items()},
+                               weights={name: x.clone() for name, x in past.weights.items()})
+    copy = Trainer(make_config(seed=9), make_store())
+    copy.load(past)
+
+    assert copy.step == 4
+    torch.testing.assert_close(tuple(copy.state), tuple(original.state), rtol=0, atol=0)
+    torch.testing.assert_close(copy.sampler.state_dict(), original.sampler.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(copy.sampler.next(), original.sampler.next(), rtol=0, atol=0)
+
+
+def test_training_leaves_the_callers_generator_alone(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    config = make_config(updates=2, evaluate_every=2)
+    train(config, make_store(), tmp_path / "run")
+    train(config, make_store(), tmp_path / "run", resume=True)
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("attention", "sampling"), [("linear", "state_passing"), ("softmax", "windows")])
+def test_evaluating_on_the_way_changes_no_number_of_the_training(tmp_path, attention, sampling):
+    settings = dict(updates=6, checkpoint_every=3, sampling=sampling)
+    train(make_config(attention, **settings), make_store(), tmp_path / "blind")
+    train(make_config(attention, **settings, evaluate_every=4), make_store(), tmp_path / "watched")
+    assert_same_run(tmp_path / "watched", tmp_path / "blind")
+
+
+def test_evaluations_on_the_way_are_logged_and_stored(tmp_path):
+    config = make_config(updates=5, evaluate_every=2)
+    train(config, make_store(), tmp_path / "run")
+    evaluations = [line for line in lines(tmp_path / "run") if "eval/return_mean" in line]
+    assert [line["step"] for line in evaluations] == [2, 4, 5], "the last update is always evaluated"
+    for line in evaluations:  # Pendulum has no reference returns, so no score
+        assert line.keys() == {"step", "eval/return_mean", "eval/return_std", "eval/episode_length",
+                               "eval/env_steps_per_second"}
+        assert line["eval/episode_length"] == 200
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
+    assert [(result["step"], result["mode"], result["seeds"]) for result in results] == [
+        (step, "recurrent", [3]) for step in (2, 4, 5)
+    ]
+    assert [result["return_mean"] for result in results] == [line["eval/return_mean"] for line in evaluations]
+
+
+def test_a_run_folder_holds_all_that_a_reader_needs(tmp_path):
+    run, config = tmp_path / "runs" / "a", make_config(updates=7, log_every=3, checkpoint_every=3, keep_checkpoints=2)
+
+    folder = train(config, make_store(), run)
+
+    assert folder == run / "checkpoints" / "step-00000007"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["step-00000006", "step-00000007"]
+    assert yaml.safe_load((run / "config.yaml").read_text()) == config.to_dict()
+    assert Config.from_dict(yaml.safe_load((run / "config.yaml").read_text())) == config
+    assert [line["step"] for line in lines(run)] == [3, 6, 7]
+    tags = {"train/loss", "train/grad_norm", "train/learning_rate", "train/updates_per_second"}
+    assert all(line.keys() == tags | {"step"} for line in lines(run))
+    board = EventAccumulator(str(run)).Reload()
+    assert set(board.Tags()["scalars"]) == tags
+    for tag in tags:
+        seen = [(event.step, event.value) for event in board.Scalars(tag)]
+        assert seen == [(line["step"], np.float32(line[tag])) for line in lines(run)]
+
+
+def test_a_checkpoint_of_training_knows_its_config_and_its_data(tmp_path):
+    store, config = make_store(spaces=PENDULUM._replace(environment="")), make_config(updates=2)
+    saved = checkpoints.load(train(config, store, tmp_path / "run"))
+    assert (saved.config, saved.step, saved.dataset_fingerprint) == (config, 2, store.fingerprint)
+    assert saved.spaces.environment == "Pendulum-v1"
+    np.testing.assert_array_equal(saved.normaliser.mean, store.normaliser.mean)
+    np.testing.assert_array_equal(saved.normaliser.std, store.normaliser.std)
+
+
+# the learning rate
+
+
+def test_the_learning_rate_by_hand():
+    settings = TrainConfig(updates=10, warmup_updates=4, learning_rate=8.0, decay="cosine")
+    rates = [schedule(step, settings) for step in range(11)]
+    assert rates[:4] == [2.0, 4.0, 6.0, 8.0]
+    expected = [4 * (1 + math.cos(math.pi * done / 6)) for done in range(7)]
+    assert rates[4:] == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert rates[4] == 8.0 and rates[7] == pytest.approx(4.0) and rates[10] == 0.0
+
+
+def test_without_decay_the_learning_rate_stays():
+    settings = TrainConfig(updates=10, warmup_updates=2, learning_rate=8.0, decay="none")
+    assert [schedule(step, settings) for step in range(5)] == [4.0, 8.0, 8.0, 8.0, 8.0]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "none"])
+def test_without_warm_up_the_learning_rate_begins_at_its_peak(decay):
+    settings = TrainConfig(updates=10, warmup_updates=0, learning_rate=8.0, decay=decay)
+    assert schedule(0, settings) == 8.0
+
+
+@pytest.mark.parametrize("stop", [None, 7], ids=["in one go", "stopped and resumed"])
+def test_the_learning_rate_logged_is_the_one_used(tmp_path, monkeypatch, stop):
+    used, real = [], torch.optim.AdamW.step
+    config = make_config()
+    if stop is not None:
+        with killed_at(monkeypatch, stop):
+            train(config, make_store(), tmp_path / "run")
+
+    def step(self, *arguments):
+        (group,) = self.param_groups
+        used.append(float(group["lr"]))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    train(config, make_store(), tmp_path / "run", resume=stop is not None)
+
+    expected = [schedule(step, config.train) for step in range(12)]
+    assert [line["train/learning_rate"] for line in lines(tmp_path / "run")] == expected
+    # from the checkpoint at 5 on; the optimizer may hold a float32 on the device
+    assert used == pytest.approx(expected[0 if stop is None else 5:], rel=1e-7)
+
+
+# state passing
+
+
+def test_an_update_reads_the_state_that_the_last_one_left():
+    carried, forgetful = (Trainer(make_config(), make_store()) for _ in range(2))
+    forgetful.model.load_state_dict(carried.model.state_dict())
+
+    def losses():
+        forgetful.state = forgetful.model.initial_state(4)
+        for trainer in (carried, forgetful):
+            torch.manual_seed(1)
+            yield trainer.update(1e-3)[0].item()
+
+    first, first_without = losses()
+    assert first == first_without, "the first chunk has no past"
+    assert not carried.sampler.restart.all(), "some stream must be mid-episode for this to be a test"
+    second, second_without = losses()
+    assert second != second_without
+
+
+def test_an_update_keeps_the_state_of_every_layer_and_stream():
+    trainer, twin = (Trainer(make_config(), make_store()) for _ in range(2))
+    twin.model.load_state_dict(trainer.model.state_dict())
+    past = twin.model.initial_state(4)
+    for _ in range(3):
+        batch = twin.sampler.next()
+        twin.model.load_state_dict(trainer.model.state_dict())
+        torch.manual_seed(1)
+        _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
+        torch.manual_seed(1)
+        trainer.update(1e-3)
+        torch.testing.assert_close(tuple(trainer.state), tuple(layer.detach() for layer in past), rtol=0, atol=0)
+
+
+def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
+    """The states that training carries are those of one long forward pass: no step lost, none read twice."""
+    trainer = Trainer(make_config(), make_store())
+    model, sampler = trainer.model.eval().double(), trainer.sampler
+    for name in ("returns_to_go", "observations", "actions"):
+        setattr(sampler, name, getattr(sampler, name).double())
+    state = model.initial_state(4)
+    followed, compared = torch.zeros(4, dtype=torch.bool), 0  # rows enter their first episode midway
+    for _ in range(25):
+        episode_B, position_B = sampler.episode.clone(), sampler.position.clone()
+        followed |= position_B == 0
+        batch = sampler.next()
+        with torch.no_grad():
+            predicted, state = model(*batch[:5], tuple(layer.restart(batch.restart) for layer in state))
+        for row in followed.nonzero().flatten().tolist():
+            steps = slice(*sampler.starts[episode_B[row] + torch.arange(2)].tolist())
+            inputs = (x[steps][None] for x in (sampler.returns_to_go, sampler.observations, sampler.actions))
+            with torch.no_grad():
+                whole, _ = model(*inputs, torch.arange(steps.stop - steps.start)[None])
+            chunk = whole[0, position_B[row]:][:5]
+            torch.testing.assert_close(predicted[row, batch.mask[row]], chunk, rtol=1e-9, atol=1e-9)
+            compared += position_B[row].item() > 0
+    assert compared > 10
+
+
+def test_gradients_stop_at_the_edge_of_a_chunk():
+    """The gradient of the second update is the one for a first state that is a mere number."""
+    trainer = Trainer(make_config(), make_store())
+    trainer.update(1e-3)
+    assert all(not part.requires_grad and part.grad_fn is None for layer in trainer.state for part in layer)
+    twin = Trainer(make_config(), make_store())
+    twin.load(trainer.checkpoint())
+    batch = twin.sampler.next()
+    past = tuple(layer.restart(batch.restart) for layer in twin.state)
+    assert any(layer.kv.abs().sum() > 0 for layer in past)
+
+    torch.manual_seed(1)
+    predicted, _ = twin.model(*batch[:5], past)
+    gradients = torch.autograd.grad(action_loss(predicted, batch.actions, batch.mask), list(twin.model.parameters()))
+    torch.manual_seed(1)
+    _, norm = trainer.update(1e-3)
+
+    clip = min(1.0, trainer.config.train.max_grad_norm / (norm.item() + 1e-6))
+    for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * clip, rtol=1e-5, atol=1e-8)
+
+
+# mistakes
+
+
+def refusal(*arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        train(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    run = tmp_path / "run"
+    folder = train(make_config(updates=1), make_store(), run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    message = refusal(make_config(updates=2), make_store(), run)
+    assert message == (f"{run} already holds a run; add --resume to go on with it, or name another folder with --run")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert folder.exists()
+
+
+def test_a_run_goes_on_only_with_its_own_config(tmp_path):
+    run = tmp_path / "run"
+    train(make_config(updates=1), make_store(), run)
+    before = (run / "config.yaml").read_text()
+    message = refusal(make_config(updates=2, learning_rate=1e-3), make_store(), run, resume=True)
+    assert message == (
+        f"{run} was trained with another config (train.updates 1 -> 2, train.learning_rate 0.003 -> 0.001); repeat the "
+        f"options of the first command, or type: drl train --resume --run {run}"
+    )
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_run_goes_on_only_with_its_own_data(tmp_path):
+    run = tmp_path / "run"
+    train(make_config(updates=1), make_store(), run)
+    message = refusal(make_config(updates=1), make_store(seed=1), run, resume=True)
+    assert message == (f"the data of synthetic/rule-v0 changed since {run} was trained; name another folder with --run")
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
+    folder = train(make_config(updates=1), make_store(), tmp_path / "run")
+    (folder / "training.safetensors").write_bytes(b"")
+    assert "is damaged" in refusal(make_config(updates=1), make_store(), tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
+    config = make_config(learning_rate=1e36, warmup_updates=0, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"^at update 2 the loss is (nan|inf) and the gradient norm (nan|inf); "
+                                        r"lower --train.learning_rate \(now 1e\+36\)$"):
+        train(config, make_store(), tmp_path / "run")
+    assert checkpoints.load(tmp_path / "run").step == 1
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """Also between two lines of the log, where nobody looks at the loss."""
+    config = make_config(learning_rate=1e38, warmup_updates=0, updates=8, log_every=4, checkpoint_every=1,
+                         keep_checkpoints=2)
+    refusal(config, make_store(), tmp_path / "run")
+    if checkpoints.exists(tmp_path / "run"):
+        weights = checkpoints.load(tmp_path / "run").weights
+        assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+# what a config leaves open
+
+
+def test_resolving_fills_in_what_the_config_leaves_open():
+    store = make_store()
+    config = resolve(Config(dataset="synthetic/rule-v0"), store)
+    assert config.environment == "Pendulum-v1"
+    assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.evaluate.target_returns == [store.episode_returns.max()]
+    assert resolve(config, store) == config, "what is resolved stays"
+
+
+def test_resolving_keeps_what_the_config_says():
+    config = make_config()
+    assert resolve(config, make_store()) == config
+
+
+def test_resolving_needs_an_environment():
+    nameless = make_store(spaces=PENDULUM._replace(environment=""))
+    config = Config(dataset="synthetic/rule-v0")
+    with pytest.raises(UserError) as caught:
+        resolve(config, nameless)
+    assert str(caught.value) == "dataset synthetic/rule-v0 names no environment; add --environment, e.g. Hopper-v5"
+    assert resolve(dataclasses.replace(config, environment="Pendulum-v1"), nameless).environment == "Pendulum-v1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ("Pendulumm-v1", "unknown environment 'Pendulumm-v1'; did you mean 'Pendulum-v1'?"),
+        ("Hopper-v5", "dataset synthetic/rule-v0 has observations of dimension 3 and actions of dimension 1, but "
+                      "Hopper-v5 has 11 and 3; use --environment Pendulum-v1"),
+        ("CartPole-v1", "environment CartPole-v1 has action_space Discrete(2); flat Box spaces are needed"),
+    ],
+)
+def test_resolving_refuses_an_environment_that_does_not_fit(environment, message):
+    with pytest.raises(UserError) as caught:
+        resolve(Config(dataset="synthetic/rule-v0", environment=environment), make_store())
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(UserError, match=rf"^device '{device}' is not available \(.+\); use --device cpu$"):
+        resolve_device(device)
+
+
+def test_a_device_without_numbers_is_refused():
+    """A meta tensor can be made, but holds nothing."""
+    with pytest.raises(UserError, match="^device 'meta' is not available .*; use --device cpu$"):
+        resolve_device("meta")
+
+
+def test_devices_are_resolved_once():
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device(resolve_device("auto")) == resolve_device("auto")
