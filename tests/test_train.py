@@ -162,11 +162,11 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path, sampling
     assert training_lines(tmp_path / "one") != training_lines(tmp_path / "other")
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize(("sampling", "groups"), [("state_passing", 1), ("state_passing", 3), ("windows", 1)])
 @pytest.mark.parametrize("stop", [3, 5, 8, 11])
-def test_stopping_and_going_on_equals_never_stopping(tmp_path, monkeypatch, sampling, stop):
+def test_stopping_and_going_on_equals_never_stopping(tmp_path, monkeypatch, sampling, groups, stop):
     """Checkpoints stand at 5, 10 and 12: a run stopped at 3 has none, one stopped at 8 repeats 6 to 8."""
-    config = make_config(sampling=sampling)
+    config = make_config(sampling=sampling, stream_groups=groups)
     train(config, make_store(), tmp_path / "whole")
 
     with killed_at(monkeypatch, stop):
@@ -351,6 +351,16 @@ def test_an_update_keeps_the_state_of_every_layer_and_stream():
         torch.manual_seed(1)
         trainer.update(1e-3)
         torch.testing.assert_close(tuple(trainer.state), tuple(layer.detach() for layer in past), rtol=0, atol=0)
+
+
+def test_an_update_changes_the_states_of_the_group_whose_turn_it_is_and_no_other():
+    trainer = Trainer(make_config(stream_groups=3), make_store())
+    for turn in (0, 1, 2, 0):
+        before = [layer.kv.clone() for layer in trainer.state]
+        trainer.update(1e-3)
+        for layer, kv in zip(trainer.state, before, strict=True):
+            changed = (layer.kv != kv).flatten(1).any(1).unflatten(0, (3, 4))
+            assert changed[turn].all() and changed.sum() == 4
 
 
 def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
