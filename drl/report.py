@@ -1,9 +1,10 @@
 """Report: from the JSON of finished runs to a table and a figure. The only file that imports matplotlib.
 
-A variant is what distinguishes two runs besides their seed: dataset, attention, sampling, acting mode, updates,
-target return. A cell is the mean over seeds of each seed's mean score at its final checkpoint.
+A variant is what distinguishes two runs besides their seed: dataset, how it was trained, acting mode, updates, target
+return. A cell is the mean over seeds of each seed's mean score at its final checkpoint.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 
 from drl import evaluate as evaluation
 from drl import scores
-from drl.config import Config, read_config
+from drl.config import Config, ModelConfig, TrainConfig, read_config
 from drl.errors import UserError
 
 BOOTSTRAP_SEED = 0
+SAID = ("attention", "sampling", "updates", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every")
 
 
 @dataclass
@@ -71,14 +73,23 @@ def _rows(found: list[tuple[Path, Config]]) -> list[Row]:
                 continue
             key = (result["dataset"], _variant(config), result["mode"], final, result["target_return"],
                    result["episodes"])
-            row = rows.setdefault(key, Row(*key, versions=result["versions"]))
+            versions = result["versions"]
+            row = rows.setdefault((*key, versions["mujoco"]), Row(*key, versions=versions))
             row.scores[result["seed"]] = result["normalized_score"]
     return sorted(rows.values(), key=lambda row: (row.dataset, -row.values.mean()))
 
 
 def _variant(config: Config) -> str:
+    """How it was trained: attention, sampling, and every option of model and training that is not the default."""
     how = {"state_passing": "state passing", "windows": f"windows of {config.train.context}"}
-    return f"{config.model.attention}, {how[config.train.sampling]}"
+    parts = [config.model.attention, how[config.train.sampling]]
+    for section, given, default in (("model", config.model, ModelConfig()), ("train", config.train, TrainConfig())):
+        parts += [
+            f"{section}.{f.name} {getattr(given, f.name)}"
+            for f in dataclasses.fields(given)
+            if f.name not in SAID and getattr(given, f.name) != getattr(default, f.name)
+        ]
+    return ", ".join(parts)
 
 
 def _table(rows: list[Row]) -> str:
