@@ -6,9 +6,9 @@ return. A cell is the mean over seeds of each seed's mean score at its final che
 
 import dataclasses
 import json
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from drl.config import Config, ModelConfig, TrainConfig, read_config
 from drl.errors import UserError
 
 BOOTSTRAP_SEED = 0
+SMOOTH = 5
 SAID = ("attention", "sampling", "updates", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every")
 
 
@@ -124,35 +125,38 @@ def _draw(rows: list[Row], found: list[tuple[Path, Config]], figure: Path) -> No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    labels = [f"{row.variant}\nacted {row.mode}" for row in rows]
-    if len({row.dataset for row in rows}) > 1:
-        labels = [f"{row.dataset}\n{label}" for row, label in zip(rows, labels, strict=True)]
-    height = 1.2 + 0.75 * len(rows)
-    canvas, (left, right) = pyplot.subplots(1, 2, figsize=(12, max(3.6, height)), layout="constrained")
+    colours = dict(zip(sorted({_variant(config) for _, config in found}), pyplot.cm.tab10.colors * 9, strict=False))
+    several = len({row.dataset for row in rows}) > 1
+    labels = ["\n".join([*([row.dataset] if several else []), *textwrap.wrap(row.variant, 44), f"acted {row.mode}"])
+              for row in rows]
+    canvas, (left, right) = pyplot.subplots(
+        1, 2, figsize=(13, max(3.6, 1.2 + 0.9 * len(rows))), layout="constrained", width_ratios=(3, 2)
+    )
     position = np.arange(len(rows))[::-1]
     means = np.array([row.values.mean() for row in rows])
     spread = np.abs(np.array([row.interval for row in rows]).T - means)
-    left.barh(position, means, xerr=spread, height=0.6, color="#88aacc", capsize=4)
+    shades = [(*colours[row.variant], 0.55) for row in rows]
+    left.barh(position, means, xerr=spread, height=0.6, color=shades, capsize=4)
     for y, row in zip(position, rows, strict=True):
-        left.plot(row.values, [y] * len(row.values), "o", color="#223355", markersize=4)
+        left.plot(row.values, [y] * len(row.values), "o", color="black", markersize=4)
     left.set_yticks(position, labels)
-    left.set_xlabel("normalised score (0 random, 100 expert); dots are seeds")
-    colours = dict(zip(sorted({_variant(config) for _, config in found}), pyplot.cm.tab10.colors))
+    left.set(xlabel="normalised score: 0 random, 100 expert; dots are seeds, whiskers 95% intervals",
+             title=rows[0].dataset if not several else "")
     for run, config in found:
-        right.plot(*_losses(run), color=colours[_variant(config)], linewidth=1, alpha=0.7)
-    for variant, colour in colours.items():
-        right.plot([], [], color=colour, label=variant)
-    right.set(xlabel="gradient updates", ylabel="training loss", yscale="log")
-    right.legend()
+        right.plot(*_losses(run), color=colours[_variant(config)], linewidth=1)
+    right.set(xlabel="gradient updates", ylabel=f"training loss, mean of {SMOOTH} lines of the log", yscale="log",
+              title="colours as on the left")
     figure.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(figure, dpi=120)
+    canvas.savefig(figure, dpi=100)
     pyplot.close(canvas)
 
 
-def _losses(run: Path) -> tuple[list[int], list[float]]:
-    lines: list[dict[str, Any]] = []
+def _losses(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and training loss of a run, smoothed."""
     path = run / "metrics.jsonl"
-    if path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    kept = [line for line in lines if "train/loss" in line]
-    return [line["step"] for line in kept], [line["train/loss"] for line in kept]
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = np.array([(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]).reshape(-1, 2)
+    width = min(SMOOTH, len(kept)) or 1
+    steps, losses = (np.convolve(column, np.ones(width) / width, mode="valid") if len(kept) else column
+                     for column in kept.T)
+    return steps, losses
