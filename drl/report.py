@@ -32,7 +32,7 @@ class Row:
     updates: int
     target_return: float
     episodes: int
-    versions: dict[str, str]
+    versions: dict[str, set[str]] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -55,7 +55,7 @@ def report(runs: Path, figure: Path | None = None) -> str:
     rows = _rows(found)
     if not rows:
         raise UserError(f"no evaluated run under {runs}; type: drl evaluate runs/hopper/medium-replay/seed-0")
-    mujoco = {row.versions["mujoco"] for row in rows}
+    mujoco = set().union(*(row.versions["mujoco"] for row in rows))
     if len(mujoco) > 1:
         raise UserError(f"runs under {runs} were scored with MuJoCo {' and '.join(sorted(mujoco))}: different physics "
                         "do not share a table; name a folder with one of them")
@@ -74,8 +74,9 @@ def _rows(found: list[tuple[Path, Config]]) -> list[Row]:
                 continue
             key = (result["dataset"], _variant(config), result["mode"], final, result["target_return"],
                    result["episodes"])
-            versions = result["versions"]
-            row = rows.setdefault((*key, versions["mujoco"]), Row(*key, versions=versions))
+            row = rows.setdefault((*key, result["versions"]["mujoco"]), Row(*key))
+            for name, version in result["versions"].items():
+                row.versions.setdefault(name, set()).add(version)
             row.scores[result["seed"]] = result["normalized_score"]
     return sorted(rows.values(), key=lambda row: (row.dataset, -row.values.mean()))
 
@@ -105,7 +106,10 @@ def _table(rows: list[Row]) -> str:
             f"| {row.dataset} | {row.variant} | {row.mode} | {row.updates} | {row.target_return:g} "
             f"| {len(row.scores)} x {row.episodes} | **{row.values.mean():.1f}** | {low:.1f} to {high:.1f} | {each} |"
         )
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(rows[0].versions.items()))
+    names = sorted(set().union(*(row.versions for row in rows)))
+    versions = ", ".join(
+        f"{name} {' and '.join(sorted(set().union(*(row.versions.get(name, ()) for row in rows))))}" for name in names
+    )
     return "\n".join(
         [
             *lines,

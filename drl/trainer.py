@@ -1,9 +1,9 @@
 """One update: sample, predict, descend, carry the state.
 
-State passing: B streams walk through episodes in chunks of K steps; the state that a chunk
-leaves behind is detached and opens the next one, and starts anew with each episode. Gradients stay inside a chunk
-(truncated backpropagation through time), the forward pass sees the whole past, as acting does. arXiv 2507.02782
-shows why: a recurrent model fails from states that its training never visited.
+State passing: streams walk through episodes in chunks of K steps; the state that a chunk leaves behind is detached and
+opens the next one, and starts anew with each episode. Gradients stay inside a chunk (truncated backpropagation through
+time), the forward pass sees the whole past, as acting does. arXiv 2507.02782 shows why: a recurrent model fails from
+states that its training never visited.
 """
 
 import torch
@@ -38,7 +38,7 @@ class Trainer:
             fused=True,
             capturable=is_cuda(device),
         )
-        self.state: ModelState = self.model.initial_state(settings.batch_size * settings.stream_groups)
+        self.state: ModelState = self.model.initial_state(self.sampler.streams)
         self._captured = _Captured(self) if is_cuda(device) else None
 
     def update(self, learning_rate: float) -> tuple[Tensor, Tensor]:

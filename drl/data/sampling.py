@@ -57,6 +57,11 @@ class _Sampler:
         self.offset_L = torch.arange(context, device=device)
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
+    @property
+    def streams(self) -> int:
+        """How many states there are to carry: Batch.streams counts from 0 to this."""
+        return len(self.row_B)
+
     def _draw(self, high: int, count: int) -> Tensor:
         return torch.randint(high, (count,), generator=self.generator, device=self.device)
 
@@ -122,6 +127,10 @@ class StreamSampler(_Sampler):
         self.restart = torch.ones_like(self.episode, dtype=torch.bool)
         self.turn = torch.zeros((), dtype=torch.long, device=device)
 
+    @property
+    def streams(self) -> int:
+        return len(self.episode)
+
     def next(self) -> Batch:
         stream_B = self.turn * len(self.row_B) + self.row_B
         episode_B, position_B = self.episode[stream_B], self.position[stream_B]
@@ -133,7 +142,7 @@ class StreamSampler(_Sampler):
         self.episode[stream_B] = torch.where(over_B, fresh_B, episode_B)
         self.position[stream_B] = position_B.masked_fill(over_B, 0)
         self.restart[stream_B] = over_B
-        self.turn.copy_((self.turn + 1) % (len(self.episode) // len(self.row_B)))
+        self.turn.copy_((self.turn + 1) % (self.streams // len(self.row_B)))
         return batch
 
     def state_dict(self) -> dict[str, Tensor]:
