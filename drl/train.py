@@ -60,7 +60,7 @@ def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
 
             last = step == settings.updates
             log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
-            if log or save:  # the only places where the host waits for the device
+            if log or save:  # between these the host does not wait for the device
                 values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
                 if not all(map(math.isfinite, values.values())):
                     raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
