@@ -22,7 +22,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.kernels"},
     {"drl.attention"},
     {"drl.model"},
-    {"drl.data.store"},
+    {"drl.data.store", "drl.data.guard"},
     {"drl.data.sampling", "drl.data.minari_files"},
     {"drl.data"},
     {"drl.envs"},
