@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"drl: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("drl: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"drl: interrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `drl ... | head`
         return 1
@@ -99,6 +99,25 @@ def data_collect(options) -> None:
     print(f"folder      {folder}\ntrain       drl train --dataset drl/{options.name}-v0")
 
 
+def data_download(options) -> None:
+    from drl.data import minari_files
+
+    if not minari_files.download(options.id, overwrite=options.overwrite):
+        print(f"{options.id} is here already; add --overwrite to download it anew")
+    print(f"folder      {minari_files.path(options.id)}\nlook        drl data show {options.id}\n"
+          f"train       drl train --dataset {options.id}")
+
+
+def data_import_d4rl(options) -> None:
+    from drl.data import d4rl
+
+    imported = d4rl.convert(options.file, name=options.name, overwrite=options.overwrite)
+    _show(imported.dataset)
+    print(f"dropped     {imported.dropped} steps after the last end of an episode\n"
+          f"source      {'' if imported.original else 'not '}D4RL's own file, by its SHA-256\n"
+          f"folder      {imported.folder}\ntrain       drl train --dataset {imported.dataset}")
+
+
 def data_show(options) -> None:
     _show(options.id)
 
@@ -136,7 +155,8 @@ def benchmark_update(options) -> None:
 VERBS = {"train": train, "evaluate": evaluate, "report": report,
          "data": lambda options: DATA[options.verb](options[options.verb]),
          "benchmark": lambda options: BENCHMARKS[options.verb](options[options.verb])}
-DATA = {"collect": data_collect, "show": data_show, "list": data_list}
+DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_import_d4rl, "show": data_show,
+        "list": data_list}
 BENCHMARKS = {"step": benchmark_step, "update": benchmark_update}
 
 

@@ -5,35 +5,52 @@
     medium-replay    what the agent saw on its way to medium: random steps, then each snapshot for its share
     medium-expert    half and half
 
-The plan is a list of shards, small enough to share among cores. Everything that is random in episode e of shard s
-comes from (seed, s, e), and a shard is always played in the same rows: the same seed gives the same data on any
-number of cores. Only whole episodes are kept: as few as reach the steps asked for.
+The plan is a list of shards, small enough to share among cores; a shard's data come from (seed, its number) alone, so
+the same seed gives the same bytes on any number of cores. A shard that is played is kept as a piece in a hidden folder
+beside the datasets until the dataset stands: the same command goes on where it was stopped or killed. Only whole
+episodes are kept: as few as reach the steps asked for.
 """
 
+import contextlib
+import ctypes
+import functools
+import hashlib
+import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from drl import scores
-from drl.behaviour import actor
-from drl.behaviour.play import RANDOM, Recorded, Shard, play
-from drl.data import minari_files
+from drl import disk, scores
+from drl.behaviour import actor, pieces
+from drl.behaviour.actor import RANDOM
+from drl.behaviour.play import Shard
+from drl.data import minari_files, minari_writer
+from drl.data.minari_writer import Recorded
 from drl.errors import UserError, did_you_mean
 from drl.progress import progress
 from drl.versions import versions
 
-TIERS = {  # steps, as D4RL's for Hopper
-    "random": 1_000_000,
-    "medium": 1_000_000,
-    "medium-replay": 400_000,
-    "medium-expert": 2_000_000,
-    "expert": 1_000_000,
-}
-SHARD = 25_000  # steps: about two seconds of work
+TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+MILLION = 1_000_000
+REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
+SHARD = 25_000  # steps: one or two seconds of work
+ROOM = 1.3  # bytes of a dataset over bytes of its arrays: tables of HDF5, and episodes that overshoot
+
+
+class Work(NamedTuple):
+    """A shard, and how many steps the dataset holds once its episodes are in."""
+
+    shard: Shard
+    mark: int
 
 
 def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bool = False) -> Path:
@@ -46,35 +63,40 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
         overwrite: replace a dataset of this id.
 
     Raises:
-        UserError: the name is unknown, or the dataset exists and may not be replaced.
+        UserError: the name is unknown, the dataset exists and may not be replaced, another process is collecting it,
+            or the disk is full.
     """
     environment, tier = _parse(name)
     dataset_id = f"drl/{environment}/{tier}-v0"
     if dataset_id in minari_files.local_ids() and not overwrite:
         raise UserError(f"dataset {dataset_id} exists already; add --overwrite to collect it anew")
-    steps = TIERS[tier] if steps is None else steps
+    steps = size(name) if steps is None else steps
     if steps < 1:
         raise UserError(f"--steps must be positive, got {steps}")
-    shares = plan(environment, tier, steps)
     card = actor.card(environment)
-    env_id = card["environment"]
-    episodes = _gather(shares, environment, steps, seed)
-    buffers = [minari_files.buffer(number, *episode) for number, episode in enumerate(episodes)]
-    return minari_files.write(
-        dataset_id,
-        buffers,
-        environment=env_id,
-        algorithm=card["algorithm"] if tier != "random" else "uniform actions",
-        reference=scores.reference(env_id),
-        description=f"Regenerated, D4RL-style {environment} {tier} data: roll-outs of the behaviour policies that the "
-        "package drl ships. Not D4RL's own files.",
-        extra={
-            "reference_source": scores.REFERENCE_SOURCE,
-            "collection_seed": seed,
-            "behaviour": [{"snapshot": snapshot, "steps": share} for snapshot, share in shares],
-            "versions": versions(),
-        },
-    )
+    shares = plan(environment, tier, steps)
+    works = _works(environment, shares, seed)
+    root = minari_files.root()
+    disk.require_space(root, 2 * _bytes(environment, steps), f"collecting {dataset_id}")  # pieces, then the dataset
+    told = disk.refusal_told(root, f"dataset {dataset_id}")
+    with _interruption_told(), told, _pieces_folder(dataset_id, _recipe(environment, works)) as folder:
+        target = minari_writer.write(
+            dataset_id,
+            _episodes(works, folder, f"collecting {name}", steps),
+            environment=card["environment"],
+            algorithm=card["algorithm"] if tier != "random" else "uniform actions",
+            reference=scores.reference(card["environment"]),
+            description=f"Regenerated, D4RL-style {environment} {tier} data: roll-outs of the behaviour policies that "
+            "the package drl ships. Not D4RL's own files.",
+            extra={
+                "reference_source": scores.REFERENCE_SOURCE,
+                "collection_seed": seed,
+                "behaviour": [{"snapshot": snapshot, "steps": share} for snapshot, share in shares],
+                "versions": versions(),
+            },
+        )
+        shutil.rmtree(folder)
+    return target
 
 
 def plan(environment: str, tier: str, steps: int) -> list[tuple[str, int]]:
@@ -91,6 +113,12 @@ def names() -> list[str]:
     return [f"{environment}/{tier}" for environment in actor.environments() for tier in TIERS]
 
 
+def size(name: str) -> int:
+    """Environment steps of a dataset in D4RL."""
+    environment, tier = _parse(name)
+    return {"medium-replay": REPLAY_STEPS[environment], "medium-expert": 2 * MILLION}.get(tier, MILLION)
+
+
 def _parse(name: str) -> tuple[str, str]:
     environment, _, tier = name.partition("/")
     if name not in names():
@@ -98,37 +126,115 @@ def _parse(name: str) -> tuple[str, str]:
     return environment, tier
 
 
-def _gather(shares: list[tuple[str, int]], environment: str, steps: int, seed: int) -> list[Recorded]:
-    """Play every share on all cores; of each take whole episodes, in order, until its mark is reached."""
-    shards, marks, total = [], [], 0
+def _works(environment: str, shares: list[tuple[str, int]], seed: int) -> list[Work]:
+    """Every share cut into shards of about the same size."""
+    works, total = [], 0
     for snapshot, share in shares:
-        pieces = max(1, round(share / SHARD))
-        for mark in np.rint(np.linspace(0, share, pieces + 1)).astype(int)[1:]:
-            previous = marks[-1] if marks else 0
-            marks.append(total + int(mark))
-            shards.append(Shard(environment, snapshot, len(shards), marks[-1] - previous, seed))
+        count = max(1, round(share / SHARD))
+        for mark in np.rint(np.linspace(0, share, count + 1)).astype(int)[1:]:
+            before = works[-1].mark if works else 0
+            shard = Shard(environment, snapshot, len(works), total + int(mark) - before, seed)
+            works.append(Work(shard, total + int(mark)))
         total += share
-    episodes, kept = [], 0
-    with progress(steps, "step", f"collecting {environment}") as bar:
-        for mark, shard_episodes in zip(marks, _play_all(shards), strict=True):
-            for episode in shard_episodes:
-                if kept >= mark:  # the shard before overshot by part of an episode
+    return works
+
+
+def _bytes(environment: str, steps: int) -> int:
+    """About what a dataset takes on the disk."""
+    observation_dim, action_dim = actor.dimensions(environment)
+    return int(ROOM * steps * (8 * observation_dim + 4 * action_dim + 8 + 2))
+
+
+def _recipe(environment: str, works: list[Work]) -> dict[str, Any]:
+    """Everything that the pieces depend on: pieces of another recipe are of no use."""
+    asked = json.dumps([list(work.shard.__dict__.values()) for work in works])
+    return {
+        "shards": hashlib.sha256(asked.encode()).hexdigest(),
+        "behaviour": actor.fingerprint(environment),
+        "versions": versions(),
+    }
+
+
+@contextlib.contextmanager
+def _pieces_folder(dataset_id: str, recipe: dict[str, Any]) -> Iterator[Path]:
+    """The folder of the pieces, ours alone while the context lasts, emptied where it is of another recipe."""
+    # hidden, so that Minari does not take it for a namespace
+    folder = minari_files.root() / f".collecting-{dataset_id.replace('/', '.')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk.locked(folder, wait=False):
+            file = folder / "recipe.json"
+            if not file.exists() or file.read_text() != json.dumps(recipe):
+                for stale in folder.iterdir():
+                    stale.unlink()
+                file.write_text(json.dumps(recipe))
+            yield folder
+    except BlockingIOError as error:
+        raise UserError(f"another process is collecting {dataset_id}; wait for it, or stop it") from error
+
+
+@contextlib.contextmanager
+def _interruption_told() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("what was played is kept; type the same again to go on") from error
+
+
+def _episodes(works: list[Work], folder: Path, label: str, steps: int) -> Iterator[Recorded]:
+    """The episodes of the dataset, in order; of each share, whole ones until its mark is reached."""
+    kept = 0
+    with progress(steps, "step", label) as bar:
+        for work, episodes in _play_all(works, folder):
+            for episode in episodes:
+                if kept >= work.mark:  # the shard before overshot by part of an episode
                     break
-                episodes.append(episode)
                 kept += len(episode.actions)
                 bar.update(len(episode.actions))
-    return episodes
+                yield episode
 
 
-def _play_all(shards: list[Shard]) -> Iterator[list[Recorded]]:
-    workers = min(len(os.sched_getaffinity(0)), len(shards))
-    if workers == 1:
-        yield from map(play, shards)
+def _play_all(works: list[Work], folder: Path) -> Iterator[tuple[Work, list[Recorded]]]:
+    """Every shard's episodes, in order: from its piece, or played on all cores."""
+    missing = [work.shard for work in works if not pieces.piece_path(folder, work.shard).exists()]
+    if len(missing) < len(works):
+        print(f"going on: {len(works) - len(missing)} of {len(works)} pieces were played before", file=sys.stderr)
+    workers = min(len(os.sched_getaffinity(0)), len(missing))
+    if workers <= 1:
+        yield from _in_order(works, folder, missing, lambda shard: functools.partial(pieces.make, shard, folder))
         return
     # spawned, not forked: threads of torch and mujoco in this process would not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin_worker, (os.getpid(),)) as pool:
         try:
-            yield from pool.map(play, shards)
+            yield from _in_order(works, folder, missing, lambda shard: pool.submit(pieces.make, shard, folder).result)
+        except BrokenProcessPool as error:
+            raise UserError("a process that played episodes was killed (is the memory full?); what it had played is "
+                            "kept; type the same again to go on") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _in_order(
+    works: list[Work], folder: Path, missing: list[Shard], start: Callable[[Shard], Callable[[], None]]
+) -> Iterator[tuple[Work, list[Recorded]]]:
+    """`start` begins to play a shard and returns what waits for its end."""
+    waits = {shard.number: start(shard) for shard in missing}
+    for work in works:
+        if wait := waits.get(work.shard.number):
+            wait()
+        episodes = pieces.read(work.shard, folder)
+        if episodes is None:  # damaged since it was played
+            start(work.shard)()
+            episodes = pieces.read(work.shard, folder)
+        yield work, episodes
+
+
+def _begin_worker(parent: int) -> None:
+    """Ctrl-C is the parent's to answer, and a worker does not outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

@@ -1,6 +1,11 @@
 """Collected data: the same seed gives the same bits on any number of cores, and Gymnasium would have said the same."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import time
 from importlib import resources
 from typing import NamedTuple
 
@@ -9,12 +14,13 @@ import minari
 import numpy as np
 import pytest
 
-from drl import scores
-from drl.behaviour import actor
+from drl import collect as collection
+from drl import disk, scores
+from drl.behaviour import actor, pieces
 from drl.behaviour.actor import Actor
 from drl.behaviour.play import Shard, play
-from drl.collect import TIERS, collect, names, plan
-from drl.data import minari_files
+from drl.collect import TIERS, collect, names, plan, size
+from drl.data import minari_files, minari_writer
 from drl.data.store import EpisodeStore
 from drl.errors import UserError
 from drl.versions import versions
@@ -227,6 +233,142 @@ def test_the_store_holds_what_was_collected(collected):
     np.testing.assert_array_equal(store.actions, np.concatenate([episode.actions for episode in dataset.episodes]))
     returns = np.float32([np.cumsum(episode.rewards[::-1])[-1] for episode in dataset.episodes])
     np.testing.assert_array_equal(store.episode_returns, returns)
+
+
+def test_the_sizes_are_d4rls():
+    replays = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}
+    for name in names():
+        environment, tier = name.split("/")
+        expected = {"medium-expert": 2_000_000, "medium-replay": replays[environment]}.get(tier, 1_000_000)
+        assert size(name) == expected
+
+
+@pytest.fixture
+def three_pieces(monkeypatch):
+    """Collecting hopper/medium-expert in pieces of a thousand steps on one core; what was played is listed."""
+    monkeypatch.setattr(collection, "SHARD", 1000)
+    on_cores(1, monkeypatch)
+    played = []
+    monkeypatch.setattr(pieces, "play", lambda shard: played.append(shard.number) or play(shard))
+    return played
+
+
+def collect_pieces(**settings):
+    return collect("hopper/medium-expert", steps=3000, **settings)
+
+
+def main_file(folder):
+    return (folder / "data" / "main_data.hdf5").read_bytes()
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def pieces_folder():
+    [folder] = minari_files.root().glob(".collecting-*")
+    return folder
+
+
+@pytest.fixture
+def interrupted(three_pieces, monkeypatch, tmp_path):
+    """A collection that is stopped when it has played its pieces; the bytes that it would have written."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MINARI_DATASETS_PATH", str(tmp_path / "whole"))
+        whole = main_file(collect_pieces())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as caught:
+        patched.setattr(minari_writer, "_image", lambda first, rest: stop(list(rest)))
+        collect_pieces()
+    assert str(caught.value) == "what was played is kept; type the same again to go on"
+    assert minari_files.local_ids() == [] and len(three_pieces) > 4
+    three_pieces.clear()
+    return whole
+
+
+def test_a_collection_that_was_stopped_goes_on_and_ends_with_the_same_bytes(interrupted, three_pieces, capfd):
+    (pieces_folder() / "piece-000001.npz").unlink()
+    assert main_file(collect_pieces()) == interrupted
+    assert three_pieces == [1]
+    assert "going on: 3 of 4 pieces were played before" in capfd.readouterr().err
+    assert not list(minari_files.root().glob(".*"))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "a bit flipped", "emptied"])
+def test_a_damaged_piece_is_played_again(harm, interrupted, three_pieces):
+    piece = pieces_folder() / "piece-000002.npz"
+    content = bytearray(piece.read_bytes())
+    if harm == "a bit flipped":
+        content[len(content) // 2] ^= 1
+    piece.write_bytes(content[: {"truncated": -1, "emptied": 0}.get(harm)])
+    assert main_file(collect_pieces()) == interrupted
+    assert three_pieces == [2]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 3001}])
+def test_pieces_of_another_recipe_are_not_used(change, interrupted, three_pieces):
+    collect("hopper/medium-expert", **{"steps": 3000} | change)
+    assert three_pieces == [0, 1, 2, 3]
+
+
+def test_a_collection_that_is_under_way_is_not_joined(interrupted):
+    with disk.locked(pieces_folder()), pytest.raises(UserError) as caught:
+        collect_pieces()
+    assert str(caught.value) == "another process is collecting drl/hopper/medium-expert-v0; wait for it, or stop it"
+
+
+def test_a_worker_that_is_killed_is_told_and_the_next_call_goes_on(monkeypatch):
+    monkeypatch.setattr(collection, "SHARD", 1000)
+    on_cores(2, monkeypatch)
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="was killed .* type the same again to go on"):
+        patched.setattr(pieces, "make", die)
+        collect_pieces()
+    assert collect_pieces().is_dir()
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_full_disk_is_told_before_anything_is_played(three_pieces, monkeypatch):
+    usage = disk.shutil.disk_usage("/")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=100_000_000))
+    with pytest.raises(UserError, match=r"collecting drl/hopper/medium-v0 needs \d+ MB in .*, 100 MB are free"):
+        collect("hopper/medium")
+    assert three_pieces == []
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_break_nothing(tmp_path, monkeypatch):
+    """kill -9 of `drl data collect --overwrite` over a dataset that stands: it stands on, or the new one does, whole;
+    and the call that is let through ends with the bytes of an undisturbed one."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "undisturbed"))
+    command = [sys.executable, "-m", "drl.cli", "data", "collect", "hopper/medium-replay", "--steps", "40000"]
+    began = time.monotonic()
+    subprocess.run([*command, "--seed", "1"], check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    wanted = main_file(minari_files.path("drl/hopper/medium-replay-v0"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "disturbed"))
+    earlier = main_file(collect("hopper/medium-replay", steps=2000))
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(50):
+        process = subprocess.Popen(
+            [*command, "--seed", "1", "--overwrite"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, seconds))
+        process.kill()
+        process.wait()
+        store = minari_files.read("drl/hopper/medium-replay-v0")
+        found = main_file(minari_files.path(store.dataset))
+        assert found in (earlier, wanted)
+        outcomes.append(found == wanted)
+        if outcomes[-1]:  # begin again
+            collect("hopper/medium-replay", steps=2000, overwrite=True)
+    print(f"{outcomes.count(True)} of 50 came to the end before they were killed, {seconds:.1f} s undisturbed")
+    subprocess.run([*command, "--seed", "1", "--overwrite"], check=True, capture_output=True)
+    assert main_file(minari_files.path("drl/hopper/medium-replay-v0")) == wanted
+    assert sorted(os.listdir(minari_files.root())) == ["drl"]
 
 
 def test_a_dataset_is_replaced_only_when_asked():

@@ -8,6 +8,7 @@ box (Haarnoja et al. 2018, arXiv 1812.05905, appendix C).
 """
 
 import functools
+import hashlib
 import json
 from importlib import resources
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.numpy import load
 
 from drl.errors import UserError, did_you_mean
 
+RANDOM = "random"  # the snapshot that acts uniformly
 LOG_STD_RANGE = (-20.0, 2.0)  # SBX's clip, part of the policy that was trained
 
 
@@ -65,6 +67,28 @@ def actor(environment: str, snapshot: str) -> Actor:
     prefix = snapshot + "/"
     weights = load((_files() / f"{environment}.safetensors").read_bytes())
     return Actor({name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)})
+
+
+def length_mean(environment: str, snapshot: str) -> float:
+    """Steps of an episode that a snapshot plays, about."""
+    return 20.0 if snapshot == RANDOM else card(environment)["snapshots"][snapshot]["length_mean"]
+
+
+def dimensions(environment: str) -> tuple[int, int]:
+    """Of observations and of actions, as the shipped actors take and give them."""
+    weights = load((_files() / f"{environment}.safetensors").read_bytes())
+    return tuple(
+        len(next(value for name, value in weights.items() if name.endswith(layer)))
+        for layer in ("hidden_0.weight", "mean.bias")
+    )
+
+
+def fingerprint(environment: str) -> str:
+    """SHA-256 of the shipped weights and their card, hexadecimal."""
+    digest = hashlib.sha256()
+    for suffix in ("safetensors", "json"):
+        digest.update((_files() / f"{environment}.{suffix}").read_bytes())
+    return digest.hexdigest()
 
 
 def _files():

@@ -1,19 +1,21 @@
 """Play a shard: whole episodes by one behaviour policy, in numpy and physics alone, on one thread.
 
-Everything that is random in episode e of shard s comes from (seed, s, e), and a shard is always played in the same
-rows, so its data do not depend on which core plays it.
+Everything random in shard s comes from (seed, s): the seeds of the resets, in the order of the episodes, and the noise
+of the actions, of every row at every tick. Which row plays which episode depends on the physics alone, so a shard's
+data do not depend on which core plays it, nor on how many others there are.
 """
 
 import dataclasses
-from typing import NamedTuple
+import math
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from drl.behaviour.actor import actor, card
-from drl.envs import Envs, make_envs, max_episode_steps
+from drl.behaviour.actor import RANDOM, actor, card, length_mean
+from drl.data.minari_writer import Recorded
+from drl.envs import Envs, make_envs
 
-RANDOM = "random"  # the snapshot that acts uniformly
-ROWS = 8  # environments stepped side by side
+ROWS = 25  # environments stepped side by side: a shard of 25,000 steps is one long episode in each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,91 +29,95 @@ class Shard:
     seed: int
 
 
-class Recorded(NamedTuple):
-    """One episode: observations (T+1, O), actions (T, A), rewards (T,), and how it ended."""
-
-    seed: int
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
-
-
 def play(shard: Shard) -> list[Recorded]:
     """Episodes 0, 1, 2, ... of a shard, as few as have `shard.steps` steps together."""
-    env_id = card(shard.environment)["environment"]
-    envs = make_envs(env_id, ROWS, threads=1)
-    horizon = max_episode_steps(env_id)
-    rows: list[_Row | None] = [_begin(envs, shard, row, row, horizon) for row in range(ROWS)]
-    done: dict[int, Recorded] = {}
-    begun = ROWS
-    while not _reach(shard.steps, {number: len(episode.actions) for number, episode in done.items()}):
-        ended = False
-        while not ended:
-            active = np.array([i for i, row in enumerate(rows) if row is not None])
-            observations = np.zeros((ROWS, *envs.observation_space.shape))
-            noise = np.zeros((ROWS, *envs.action_space.shape), np.float32)
-            for i in active:
-                observations[i], noise[i] = rows[i].observations[-1], rows[i].noise[len(rows[i].actions)]
-            # all rows, playing or not: a matrix product of one shape gives the same bits whoever plays
-            actions = _act(shard, envs, observations, noise)
-            result = envs.step(active, actions[active])
-            for j, i in enumerate(active):
-                rows[i].observations.append(result.observations[j])
-                rows[i].actions.append(actions[i])
-                rows[i].rewards.append(result.rewards[j])
-                if result.terminated[j] or result.truncated[j]:
-                    done[rows[i].number] = rows[i].record(bool(result.terminated[j]))
-                    rows[i], ended = None, True
-        for i in (i for i, row in enumerate(rows) if row is None):
-            lengths = {number: len(episode.actions) for number, episode in done.items()}
-            lengths |= {row.number: len(row.actions) for row in rows if row is not None}
-            if not _reach(shard.steps, lengths):  # what is begun already cannot be enough yet
-                rows[i] = _begin(envs, shard, i, begun, horizon)
-                begun += 1
-    envs.close()
-    return [done[number] for number in range(_reach(shard.steps, {n: len(e.actions) for n, e in done.items()}))]
+    with threadpool_limits(1):  # matrix products split among threads are slower here, and round differently
+        return _Player(shard).play()
 
 
-def _reach(steps: int, lengths: dict[int, int]) -> int:
-    """How many of episodes 0, 1, 2, ... have `steps` steps together; 0 if those known do not."""
-    total = 0
-    for number in range(len(lengths)):
-        if number not in lengths:
-            return 0
-        total += lengths[number]
-        if total >= steps:
-            return number + 1
-    return 0
+class _Player:
+    """Rows of one environment, each playing an episode; what they see and do is kept tick by tick."""
 
+    def __init__(self, shard: Shard):
+        self.shard = shard
+        self.envs: Envs = make_envs(card(shard.environment)["environment"], ROWS, threads=1)
+        self.seeds, self.noise = (np.random.default_rng([shard.seed, shard.number, part]) for part in range(2))
+        observation_dim, action_dim = self.envs.observation_space.shape[0], self.envs.action_space.shape[0]
+        self.observations = np.zeros((1024, ROWS, observation_dim))
+        self.actions = np.zeros((1024, ROWS, action_dim), np.float32)
+        self.rewards = np.zeros((1024, ROWS))
+        self.tick = 0
+        self.number = np.full(ROWS, -1)  # of the episode that a row plays; -1: none
+        self.reset_seed = np.zeros(ROWS, np.int64)
+        self.since = np.zeros(ROWS, int)  # the tick at which it began
+        self.begun = 0
+        self.lengths = [length_mean(shard.environment, shard.snapshot)]  # a guess, then what was seen
+        self.done: dict[int, Recorded] = {}
 
-@dataclasses.dataclass
-class _Row:
-    """An episode being played."""
+    def play(self) -> list[Recorded]:
+        whole: list[Recorded] = []  # episodes 0, 1, 2, ... as far as all of them have ended
+        steps = 0
+        while steps < self.shard.steps:
+            self._begin()
+            self._step()
+            while steps < self.shard.steps and len(whole) in self.done:
+                whole.append(self.done.pop(len(whole)))
+                steps += len(whole[-1].actions)
+        self.envs.close()
+        return whole
 
-    number: int
-    seed: int
-    noise: np.ndarray
-    observations: list[np.ndarray]
-    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    rewards: list[float] = dataclasses.field(default_factory=list)
+    def _begin(self) -> None:
+        """Give idle rows the next episodes, as many as are likely to be needed: the physics of an episode that is
+        not kept is lost."""
+        idle = np.flatnonzero(self.number < 0)
+        if not len(idle):
+            return
+        mean = np.mean(self.lengths)
+        under_way = np.maximum(self.tick - self.since[self.number >= 0], mean).sum()
+        missing = self.shard.steps - sum(self.lengths[1:]) - under_way
+        idle = idle[: max(0, math.ceil(missing / mean))]
+        if not len(idle):
+            return
+        self.number[idle] = self.begun + np.arange(len(idle))
+        self.since[idle] = self.tick
+        self.begun += len(idle)
+        self.reset_seed[idle] = self.seeds.integers(2**31, size=len(idle))
+        self.observations[self.tick, idle] = self.envs.reset(idle, self.reset_seed[idle])
 
-    def record(self, terminated: bool) -> Recorded:
-        arrays = (np.asarray(part) for part in (self.observations, self.actions, self.rewards))
-        return Recorded(self.seed, *arrays, terminated)
+    def _step(self) -> None:
+        """One tick of every row that plays."""
+        t = self.tick
+        if t + 1 == len(self.observations):
+            self.observations, self.actions, self.rewards = (
+                np.concatenate([array, np.zeros_like(array)])
+                for array in (self.observations, self.actions, self.rewards)
+            )
+        # all rows, playing or not: a matrix product of one shape gives the same bits whoever plays
+        self.actions[t] = self._act(self.observations[t])
+        active = np.flatnonzero(self.number >= 0)
+        result = self.envs.step(active, self.actions[t, active])
+        self.observations[t + 1, active] = result.observations
+        self.rewards[t, active] = result.rewards
+        self.tick = t + 1
+        ended = np.flatnonzero(result.terminated | result.truncated)
+        for row, terminated in zip(active[ended], result.terminated[ended]):
+            span = slice(self.since[row], t + 1)
+            self.done[int(self.number[row])] = Recorded(
+                int(self.reset_seed[row]),
+                self.observations[self.since[row] : t + 2, row].copy(),
+                self.actions[span, row].copy(),
+                self.rewards[span, row].copy(),
+                bool(terminated),
+            )
+            self.number[row] = -1
+            self.lengths.append(t + 1 - self.since[row])
 
-
-def _begin(envs: Envs, shard: Shard, row: int, number: int, horizon: int) -> _Row:
-    generator = np.random.default_rng([shard.seed, shard.number, number])
-    seed = int(generator.integers(2**31))
-    shape = (horizon, *envs.action_space.shape)
-    noise = generator.uniform(-1, 1, shape) if shard.snapshot == RANDOM else generator.standard_normal(shape)
-    return _Row(number, seed, noise.astype(np.float32), [envs.reset(np.array([row]), [seed])[0]])
-
-
-def _act(shard: Shard, envs: Envs, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    low, high = envs.action_space.low, envs.action_space.high
-    unit = noise
-    if shard.snapshot != RANDOM:
-        unit = actor(shard.environment, shard.snapshot).act(observations, noise)
-    return np.clip(low + (unit + 1) * ((high - low) / 2), low, high)
+    def _act(self, observations: np.ndarray) -> np.ndarray:
+        low, high = self.envs.action_space.low, self.envs.action_space.high
+        shape = self.actions.shape[1:]
+        if self.shard.snapshot == RANDOM:
+            unit = 2 * self.noise.random(shape, np.float32) - 1
+        else:
+            policy = actor(self.shard.environment, self.shard.snapshot)
+            unit = policy.act(observations, self.noise.standard_normal(shape, np.float32))
+        return np.clip(low + (unit + 1) * ((high - low) / 2), low, high)

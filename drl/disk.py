@@ -1,0 +1,104 @@
+"""Folders on disk: whole or not at all, one writer at a time, and a full disk told in one line."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from drl.errors import UserError
+
+ROOM = 16 << 20  # bytes that must stay free
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+CURE = "make room, or name another folder for datasets: export MINARI_DATASETS_PATH=FOLDER"
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raises UserError unless the disk of `folder` has room for `needed` bytes and a little more."""
+    with refusal_told(folder, what):
+        folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed + ROOM > free:
+        needed, free = (f"{amount / 1e6:.0f} MB" for amount in (needed + ROOM, free))
+        raise UserError(f"{what} needs {needed} in {folder}, {free} are free; {CURE}")
+
+
+@contextlib.contextmanager
+def refusal_told(folder: Path, what: str) -> Iterator[None]:
+    """A disk that is full, or not ours to write on, becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; what stood there before is as it "
+                        f"was; {CURE}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder; it goes with the process that holds it, however that ends.
+
+    Raises:
+        BlockingIOError: another holds it, and `wait` is false.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """A hidden folder in `beside`, removed at the end; what a killed process left there is removed first."""
+    beside.mkdir(parents=True, exist_ok=True)
+    with locked(beside), contextlib.ExitStack() as held:
+        for leftover in beside.glob(".partial-*"):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(leftover, wait=False):
+                shutil.rmtree(leftover)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
+        held.enter_context(locked(partial))
+        held = held.pop_all()
+    with held:
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`, which may be missing, in one step: at every moment one of them
+    stands there. What stood there is found in the place of `new`, or beside it."""
+    if not target.exists():
+        os.replace(new, target)
+    elif not _exchange(new, target):
+        earlier = new.with_name(new.name + ".earlier")
+        os.replace(target, earlier)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            os.replace(earlier, target)
+            raise
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places at once; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
