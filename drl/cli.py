@@ -92,11 +92,12 @@ def evaluate(options) -> None:
 
 
 def data_collect(options) -> None:
-    from drl import collect
+    from drl import card, collect
 
     folder = collect.collect(options.name, steps=options.steps, seed=options.seed, overwrite=options.overwrite)
-    _show(f"drl/{options.name}-v0")
-    print(f"folder      {folder}\ntrain       drl train --dataset drl/{options.name}-v0")
+    dataset = f"drl/{options.name}-v0"
+    print(f"{card.line(dataset)}\nfolder      {folder}\nlook        drl data show {dataset}\n"
+          f"train       drl train --dataset {dataset}")
 
 
 def data_download(options) -> None:
@@ -109,29 +110,30 @@ def data_download(options) -> None:
 
 
 def data_import_d4rl(options) -> None:
+    from drl import card
     from drl.data import d4rl
 
     imported = d4rl.convert(options.file, name=options.name, overwrite=options.overwrite)
-    _show(imported.dataset)
-    print(f"dropped     {imported.dropped} steps after the last end of an episode\n"
+    print(f"{card.line(imported.dataset)}\n"
+          f"dropped     {imported.dropped} steps after the last end of an episode\n"
           f"source      {'' if imported.original else 'not '}D4RL's own file, by its SHA-256\n"
           f"folder      {imported.folder}\ntrain       drl train --dataset {imported.dataset}")
 
 
 def data_show(options) -> None:
-    _show(options.id)
+    from drl import card
+
+    described = card.card(options.id)
+    print(described.text())
+    if options.plot:
+        described.draw(Path(options.plot))
+        print(f"{'figure':<12}{options.plot}")
 
 
 def data_list(options) -> None:
-    from drl import collect
-    from drl.data import minari_files
+    from drl import card
 
-    local = minari_files.local_ids()
-    for dataset in local:
-        print(f"{dataset:<40} on this machine")
-    for name in collect.names():
-        if f"drl/{name}-v0" not in local:
-            print(f"{f'drl/{name}-v0':<40} drl data collect {name}")
+    print(card.listing())
 
 
 def report(options) -> None:
@@ -184,18 +186,6 @@ def _scored(returns, environment: str) -> str:
 
     reference = scores.reference(environment)
     return "" if reference is None else f", normalised score {scores.normalized_score(returns, reference).mean():.1f}"
-
-
-def _show(dataset_id: str) -> None:
-    from drl.data import minari_files
-
-    store = minari_files.read(dataset_id)
-    returns, lengths = store.episode_returns, store.episode_lengths
-    print(f"dataset     {dataset_id}  (environment {store.spaces.environment or 'not named'})")
-    print(f"size        {len(lengths)} episodes, {lengths.sum()} steps")
-    print(f"return      mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, "
-          f"{returns.min():.1f} to {returns.max():.1f}{_scored(returns, store.spaces.environment)}")
-    print(f"length      mean {lengths.mean():.1f}, {lengths.min()} to {lengths.max()}")
 
 
 if __name__ == "__main__":

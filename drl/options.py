@@ -74,18 +74,36 @@ def build() -> Parser:
     verbs.add_subcommand("data", verb, help="collect and look at datasets")
     data = verb.add_subcommands(dest="verb")
     verb = Parser(description="Roll the shipped behaviour policies out into the local Minari dataset "
-                  "drl/<env>/<tier>-v0, on all cores. The same seed gives the same data.")
+                  "drl/<env>/<tier>-v0, on all cores. The same seed gives the same data, on any number of cores. "
+                  "One that was stopped or killed goes on when the same is typed again.")
     verb.add_argument("name", type=str, help="<env>/<tier>, e.g. hopper/medium-replay; tiers: random, medium, "
                       "medium-replay, medium-expert, expert")
     verb.add_argument("--steps", type=int | None, default=None, help="environment steps at least; whole episodes are "
-                      "kept (default: D4RL's size, 400k to 2M)")
+                      "kept (default: D4RL's size, 200k to 2M)")
     verb.add_argument("--seed", type=int, default=0, help="of resets and actions")
     verb.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
     data.add_subcommand("collect", verb, help="make a D4RL-style dataset")
-    verb = Parser(description="Episodes, steps, returns and normalised scores of a local dataset.")
+    verb = Parser(description="Download a dataset through Minari. It stands in its place whole or not at all; one that "
+                  "was cut short is replaced.")
+    verb.add_argument("id", type=str, help="Minari id, e.g. mujoco/hopper/medium-v0")
+    verb.add_argument("--overwrite", action="store_true", help="download it even if it is here")
+    data.add_subcommand("download", verb, help="fetch a dataset from Minari's server")
+    verb = Parser(description="Convert one of D4RL's original MuJoCo files (*-v2.hdf5; hopper, halfcheetah, walker2d) "
+                  "into the local Minari dataset d4rl/<env>/<tier>-v2. Steps after the last end of an episode are "
+                  "dropped.")
+    verb.add_argument("file", type=str, help="e.g. hopper_medium_replay-v2.hdf5")
+    verb.add_argument("--name", type=str, default="", help="what the file is, e.g. hopper/medium-replay-v2 (default: "
+                      "as its name says)")
+    verb.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
+    data.add_subcommand("import-d4rl", verb, help="convert an original D4RL file")
+    verb = Parser(description="The card of a dataset: who made it, episodes, steps, returns in the environment's units "
+                  "and normalised scores, lengths in steps with their histogram.")
     verb.add_argument("id", type=str, help="Minari id, e.g. drl/hopper/medium-v0")
+    verb.add_argument("--plot", type=str | None, default=None, help="also draw histograms of returns and lengths into "
+                      "this PNG file; needs the extra drl[report]")
     data.add_subcommand("show", verb, help="describe a dataset")
-    data.add_subcommand("list", Parser(description="Datasets on this machine, and those that can be collected."),
+    data.add_subcommand("list", Parser(description="Datasets on this machine, and those that can be collected, "
+                                       "downloaded or imported."),
                         help="list datasets")
 
     verb = Parser(description="Table of the scores under a folder of runs: one row per dataset, variant and acting "

@@ -1,4 +1,4 @@
-"""Report: from the JSON of finished runs to a table and a figure. The only file that imports matplotlib.
+"""Report: from the JSON of finished runs to a table and a figure.
 
 A variant is what distinguishes two runs besides their seed: dataset, how it was trained, acting mode, updates, target
 return. A cell is the mean over seeds of each seed's mean score at its final checkpoint.
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from drl import evaluate as evaluation
-from drl import scores
+from drl import figures, scores
 from drl.config import Config, ModelConfig, TrainConfig, read_config
 from drl.errors import UserError
 
@@ -122,13 +122,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _draw(rows: list[Row], found: list[tuple[Path, Config]], figure: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("--figure needs matplotlib; type: pip install 'drl[report]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = figures.pyplot("--figure")
     colours = dict(zip(sorted({_variant(config) for _, config in found}), pyplot.cm.tab10.colors * 9, strict=False))
     several = len({row.dataset for row in rows}) > 1
     labels = ["\n".join([*([row.dataset] if several else []), *textwrap.wrap(row.variant, 44), f"acted {row.mode}"])
@@ -150,9 +144,7 @@ def _draw(rows: list[Row], found: list[tuple[Path, Config]], figure: Path) -> No
         right.plot(*_losses(run), color=colours[_variant(config)], linewidth=1)
     right.set(xlabel="gradient updates", ylabel=f"training loss, mean of {SMOOTH} lines of the log", yscale="log",
               title="colours as on the left")
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(figure, dpi=100)
-    pyplot.close(canvas)
+    figures.save(canvas, figure)
 
 
 def _losses(run: Path) -> tuple[np.ndarray, np.ndarray]:
