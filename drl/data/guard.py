@@ -89,17 +89,21 @@ def _child(target: str, memory: str, seconds: str, *arguments: str) -> None:
         _limit(resource.RLIMIT_AS, int(memory))
         _limit(resource.RLIMIT_CPU, math.ceil(float(seconds)))
         _limit(resource.RLIMIT_CORE, 0)
-        try:
-            module, _, function = target.partition(":")
-            getattr(importlib.import_module(module), function)(*arguments)
-            outcome = "done", ""
-        except UserError as error:
-            outcome = "refused", str(error)
-        except MemoryError:
-            outcome = "failed", f"needed more than {int(memory) / 2**30:.1f} GiB of memory"
-        except Exception as error:
-            outcome = "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        json.dump(outcome, report)
+        json.dump(_outcome(target, arguments, int(memory)), report)
+
+
+def _outcome(target: str, arguments: tuple[str, ...], memory: int) -> tuple[str, str]:
+    """What became of the call: ("done", ""), ("refused", message) or ("failed", message)."""
+    try:
+        module, _, function = target.partition(":")
+        getattr(importlib.import_module(module), function)(*arguments)
+        return "done", ""
+    except UserError as error:
+        return "refused", str(error)
+    except MemoryError:
+        return "failed", f"needed more than {memory / 2**30:.1f} GiB of memory"
+    except Exception as error:
+        return "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 if __name__ == "__main__":
