@@ -40,7 +40,7 @@ def targets(tmp_path, monkeypatch):
     """A module of functions to call, found by the child alone."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "guarded.py").write_text(TARGETS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
 
 
 def call(function, *arguments, memory=GIB, seconds=60):
