@@ -40,16 +40,24 @@ def refusal_told(folder: Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a folder; it goes with the process that holds it, however that ends.
+
+    Gives whether it is held: some file systems, NFS among them, lock no folders, and each process is on its own there.
 
     Raises:
         BlockingIOError: another holds it, and `wait` is false.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except BlockingIOError:
+            raise
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(handle)
 
@@ -60,8 +68,9 @@ def scratch(beside: Path) -> Iterator[Path]:
     beside.mkdir(parents=True, exist_ok=True)
     with locked(beside), contextlib.ExitStack() as held:
         for leftover in beside.glob(".partial-*"):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(leftover, wait=False):
-                shutil.rmtree(leftover)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(leftover, wait=False) as unused:
+                if unused:
+                    shutil.rmtree(leftover)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside))
         held.enter_context(locked(partial))
         held = held.pop_all()

@@ -1,5 +1,6 @@
 """Folders that are whole or not there, whoever is killed."""
 
+import errno
 import os
 
 import pytest
@@ -70,6 +71,17 @@ def test_a_lock_is_held_by_one_at_a_time_and_given_back(tmp_path):
             pass
     with disk.locked(tmp_path, wait=False):
         pass
+
+
+def test_where_folders_cannot_be_locked_work_goes_on_and_nothing_of_others_is_removed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # NFS
+
+    monkeypatch.setattr(disk.fcntl, "flock", refuse)
+    folder(tmp_path / ".partial-alive", content="file")
+    with disk.locked(tmp_path, wait=False) as held, disk.scratch(tmp_path) as partial:
+        assert held is False and partial.is_dir()
+    assert os.listdir(tmp_path) == [".partial-alive"]
 
 
 def test_space_that_is_missing_is_told_in_bytes(tmp_path, monkeypatch):
