@@ -1,12 +1,15 @@
 """Recorded episodes become flat arrays that a hand can check, or one line that says where they are wrong."""
 
+import hashlib
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from drl.data import minari_files
+from drl.data import minari_files, minari_writer, packed
+from drl.data import store as stores
+from drl.data.minari_writer import Recorded
 from drl.data.store import EpisodeStore, Spaces, returns_to_go
 from drl.errors import UserError
 
@@ -22,12 +25,12 @@ def three_episodes():
         ([[4, 40], [98, 980]], [[0.5]], [-3], False),
         ([[5, 50], [6, 60], [97, 970]], [[-0.5], [0.25]], [8, 16], False),
     ]
-    buffers = [
-        minari_files.buffer(number, 0, np.float64(observations), np.float32(actions), np.float64(rewards), terminated)
-        for number, (observations, actions, rewards, terminated) in enumerate(recorded)
+    episodes = [
+        Recorded(0, np.float64(observations), np.float32(actions), np.float64(rewards), terminated)
+        for observations, actions, rewards, terminated in recorded
     ]
-    minari_files.write(
-        ID, buffers, environment="MountainCarContinuous-v0", algorithm="by hand", reference=(0, 1), description="",
+    minari_writer.write(
+        ID, episodes, environment="MountainCarContinuous-v0", algorithm="by hand", reference=(0, 1), description="",
         extra={},
     )
     return minari_files.read(ID)
@@ -80,6 +83,22 @@ def test_the_normaliser_is_computed_in_float64():
     observations = np.float32([[100_000, 0], [100_000 + 1 / 64, 0], [100_000 + 2 / 64, 0], [0, 0]])
     store = pack(episode(observations=observations))
     assert_exactly(store.normaliser.std[:1], [math.sqrt(2 / 3) / 64], np.float32)
+
+
+def test_the_normaliser_does_not_depend_on_how_many_steps_are_summed_at_a_time(monkeypatch):
+    observations = np.random.default_rng(0).normal([5, -300], [0.1, 40], (1001, 2))
+    steps = np.arange(1000)
+    long = episode(
+        observations=observations, actions=np.zeros((1000, 1), np.float32), rewards=np.zeros(1000),
+        terminations=steps == 999, truncations=steps < 0,
+    )
+    kept = observations[:-1].astype(np.float32).astype(np.float64)
+    for chunk in (1, 7, 500, 1000, 2000):
+        monkeypatch.setattr(stores, "CHUNK", chunk)
+        normaliser = pack(long).normaliser
+        # the sums are exact to 1e-13, the result is rounded to float32: half a unit in the last place, 6e-8
+        np.testing.assert_allclose(normaliser.mean, kept.mean(0), rtol=6e-8)
+        np.testing.assert_allclose(normaliser.std, kept.std(0), rtol=6e-8)
 
 
 def test_returns_to_go_by_hand():
@@ -138,6 +157,17 @@ MALFORMED = {
         {"observations": np.zeros((3, 2), np.float32)},
         ", field observations: shape must be (4, 2), got (3, 2)",
     ),
+    "observation beyond float32": (
+        {"observations": np.where(np.arange(8).reshape(4, 2) == 5, 1e39, 0)},
+        ", step 2, field observations: beyond float32",
+    ),
+    "reward beyond float32": ({"rewards": np.float64([0, -1e39, 0])}, ", step 1, field rewards: beyond float32"),
+    "return beyond float32": ({"rewards": np.full(3, 3e38)}, ", field rewards: their sum is beyond float32"),
+    "ragged": (
+        {"observations": np.array([np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(3)], object)},
+        ", field observations: shape must be (4, 2), got (4,)",
+    ),
+    "scalar action": ({"actions": np.float32(0)}, ", field observations: shape must be (2, 2), got (4, 2)"),
     "action dimension": (
         {"actions": np.zeros((3, 2), np.float32)},
         ", field actions: shape must be (3, 1), got (3, 2)",
@@ -181,16 +211,23 @@ MALFORMED = {
 }
 
 
+@pytest.fixture(params=["in memory", "in files"])
+def packing(request, tmp_path):
+    if request.param == "in memory":
+        return pack
+    return lambda *episodes: packed.write(episodes, SPACES, ID, tmp_path)
+
+
 @pytest.mark.parametrize(("changed", "message"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_episode_is_named_with_its_step_and_field(changed, message):
+def test_a_malformed_episode_is_named_with_its_step_and_field(changed, message, packing):
     with pytest.raises(UserError) as caught:
-        pack(episode(), episode(**changed), episode())
+        packing(episode(), episode(**changed), episode())
     assert str(caught.value) == f"dataset {ID}, episode 1{message}"
 
 
-def test_a_dataset_without_episodes_is_refused():
+def test_a_dataset_without_episodes_is_refused(packing):
     with pytest.raises(UserError) as caught:
-        pack()
+        packing()
     assert str(caught.value) == f"dataset {ID} holds no episodes"
 
 
@@ -217,6 +254,12 @@ def test_an_episode_may_terminate_and_be_truncated_in_one_step():
 )
 def test_the_fingerprint_changes_with_any_array(changed):
     assert pack(episode(), episode(**changed)).fingerprint != pack(episode(), episode()).fingerprint
+
+
+def test_the_fingerprint_is_the_sha256_of_the_arrays_bytes():
+    store = pack(episode(), episode())
+    arrays = store.observations, store.actions, store.returns_to_go, store.episode_starts
+    assert store.fingerprint == hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def test_the_fingerprint_changes_with_the_place_where_an_episode_ends():

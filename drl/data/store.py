@@ -5,11 +5,13 @@
       -> R_t = r_t + r_{t+1} + ... + r_{T-1}, summed in float64
       -> all episodes end to end, float32
 
+The arrays lie in memory, or in files that are mapped into it (packed.py); nothing here needs to know which.
+
 Dimension key: O observation, A action, T steps of one episode, E episodes, S steps of all episodes.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
@@ -18,6 +20,7 @@ import numpy as np
 from drl.errors import UserError
 
 BOUND_TOLERANCE = 1e-4  # of the width of the action box: recorded actions are rounded to float32
+CHUNK = 1 << 16  # steps whose sums are taken at a time: a mapped file may be larger than memory
 
 
 class Episode(Protocol):
@@ -102,22 +105,65 @@ class EpisodeStore:
         Raises:
             UserError: there is no episode, or one is malformed; names dataset, episode, step and field.
         """
-        observations, actions, returns = [], [], []
-        for number, episode in enumerate(episodes):
-            _validate(episode, spaces, f"dataset {dataset}, episode {number}")
-            observations.append(np.asarray(episode.observations[:-1], np.float32))
-            actions.append(np.asarray(episode.actions, np.float32))
-            returns.append(returns_to_go(episode.rewards).astype(np.float32))
-        if not actions:
-            raise UserError(f"dataset {dataset} holds no episodes")
-        starts = np.cumsum([0, *map(len, actions)], dtype=np.int64)
-        flat = tuple(np.concatenate(parts) for parts in (observations, actions, returns))
-        mean, std = flat[0].mean(0, dtype=np.float64), flat[0].std(0, dtype=np.float64)
-        normaliser = Normaliser(mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32))
-        digest = hashlib.sha256()
-        for array in (*flat, starts):
-            digest.update(array.tobytes())
-        return cls(*flat, starts, normaliser, spaces, dataset, digest.hexdigest())
+        flat = list(flatten(episodes, spaces, dataset))
+        columns = (np.concatenate(column) for column in zip(*flat))
+        return cls.from_arrays(*columns, starts_of(len(actions) for _, actions, _ in flat), spaces, dataset)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        returns_to_go: np.ndarray,
+        episode_starts: np.ndarray,
+        spaces: Spaces,
+        dataset: str,
+    ) -> Self:
+        """The store of arrays as `flatten` and `starts_of` make them."""
+        arrays = observations, actions, returns_to_go, episode_starts
+        return cls(*arrays, normaliser_of(observations), spaces, dataset, fingerprint(arrays))
+
+
+def flatten(
+    episodes: Iterable[Episode], spaces: Spaces, dataset: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each episode, validated: observations (T, O), actions (T, A) and returns-to-go (T,), all float32.
+
+    Raises:
+        UserError: there is no episode, or one is malformed; names dataset, episode, step and field.
+    """
+    number = -1
+    for number, episode in enumerate(episodes):
+        where = f"dataset {dataset}, episode {number}"
+        _validate(episode, spaces, where)
+        with np.errstate(over="ignore"):  # a sum beyond float32 is refused below
+            returns = returns_to_go(episode.rewards).astype(np.float32)
+        if not np.isfinite(returns).all():
+            raise UserError(f"{where}, field rewards: their sum is beyond float32")
+        yield np.asarray(episode.observations[:-1], np.float32), np.asarray(episode.actions, np.float32), returns
+    if number < 0:
+        raise UserError(f"dataset {dataset} holds no episodes")
+
+
+def starts_of(lengths: Iterable[int]) -> np.ndarray:
+    """Where each episode begins, and the end of the last one, (E+1,) int64."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def normaliser_of(observations: np.ndarray) -> Normaliser:
+    """Mean and standard deviation of each channel of (S, O), summed in float64, chunk by chunk."""
+    chunks = [observations[start : start + CHUNK] for start in range(0, len(observations), CHUNK)]
+    mean = sum(chunk.sum(0, dtype=np.float64) for chunk in chunks) / len(observations)
+    variance = sum(np.square(chunk - mean).sum(0) for chunk in chunks) / len(observations)
+    return Normaliser(mean.astype(np.float32), np.maximum(np.sqrt(variance), 1e-6).astype(np.float32))
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 over the bytes of C-contiguous arrays, one after the other, hexadecimal."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(memoryview(array).cast("B"))
+    return digest.hexdigest()
 
 
 def returns_to_go(rewards: np.ndarray) -> np.ndarray:
@@ -126,7 +172,7 @@ def returns_to_go(rewards: np.ndarray) -> np.ndarray:
 
 
 def _validate(episode: Episode, spaces: Spaces, where: str) -> None:
-    T = len(episode.actions)
+    T = len(np.atleast_1d(episode.actions))
     if T == 0:
         raise UserError(f"{where}: no steps")
     shapes = {
@@ -144,9 +190,10 @@ def _validate(episode: Episode, spaces: Spaces, where: str) -> None:
         if array.dtype not in ((bool,) if flag else (np.float32, np.float64)):
             raise UserError(f"{where}, field {field}: dtype must be {'bool' if flag else 'float32 or float64'}, "
                             f"got {array.dtype}")
-        if not flag and not np.isfinite(array).all():
-            step = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise UserError(f"{where}, step {step}, field {field}: not finite")
+        if not flag and not (finite := _finite(array)).all():
+            step = int(np.argwhere(~finite)[0, 0])
+            what = "beyond float32" if np.isfinite(array[step]).all() else "not finite"
+            raise UserError(f"{where}, step {step}, field {field}: {what}")
     slack = BOUND_TOLERANCE * (spaces.action_high - spaces.action_low)
     outside = (episode.actions < spaces.action_low - slack) | (episode.actions > spaces.action_high + slack)
     if outside.any():
@@ -159,3 +206,9 @@ def _validate(episode: Episode, spaces: Spaces, where: str) -> None:
     if len(ends) != 1 or ends[0] != T - 1:
         found = "no end" if not len(ends) else f"ends at step {ends[0]}"
         raise UserError(f"{where}, field terminations/truncations: one end, at step {T - 1}, expected; {found}")
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """Where numbers are finite in float32, in which they are kept."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(array.astype(np.float32))
