@@ -15,12 +15,13 @@ import yaml
 from drl import checkpoint as checkpoints
 from drl import cli, options
 from drl.config import config_keys
+from drl.data import minari_files
 
 DATASET = "drl/hopper/medium-replay-v0"
 TINY = ["--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--train.updates", "6",
         "--train.batch_size", "4", "--train.log_every", "2", "--evaluate.episodes", "2", "--device", "cpu"]
-VERBS = [[], ["train"], ["evaluate"], ["data"], ["data", "collect"], ["data", "show"], ["data", "list"], ["report"],
-         ["benchmark"], ["benchmark", "step"], ["benchmark", "update"]]
+VERBS = [[], ["train"], ["evaluate"], ["data"], ["data", "collect"], ["data", "download"], ["data", "import-d4rl"],
+         ["data", "show"], ["data", "list"], ["report"], ["benchmark"], ["benchmark", "step"], ["benchmark", "update"]]
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +235,7 @@ def test_downloading_without_the_extra_names_it(drl, monkeypatch):
         monkeypatch.setitem(sys.modules, library, None)
     for module in [name for name in sys.modules if name.startswith("minari.storage.remotes.")]:
         monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr("drl.data.minari_remote._unreachable", lambda: "")
     line = one_line(drl("train", "--dataset", "mujoco/hopper/medium-v0"))
     assert line == "drl: downloading mujoco/hopper/medium-v0 needs an extra; type: pip install 'drl[download]'"
 
@@ -242,10 +244,31 @@ def test_a_download_that_fails_is_answered_in_one_line(drl, monkeypatch):
     def fails(dataset_id):
         raise ConnectionError("no route to host\nsecond line")
 
+    monkeypatch.setattr("drl.data.minari_remote._unreachable", lambda: "")
     monkeypatch.setattr("minari.download_dataset", fails)
-    line = one_line(drl("data", "show", "mujoco/hopper/medium-replay-v0"))
-    assert line == ("drl: dataset mujoco/hopper/medium-replay-v0 is not on this machine and could not be downloaded "
-                    "(ConnectionError: no route to host); did you mean 'drl/hopper/medium-replay-v0'?")
+    for verb in (["data", "download"], ["data", "show"], ["train", "--dataset"]):
+        line = one_line(drl(*verb, "mujoco/hopper/medium-replay-v0"))
+        assert line == (
+            "drl: dataset mujoco/hopper/medium-replay-v0 is not on this machine and could not be downloaded "
+            "(ConnectionError: no route to host second line); make a dataset here (drl data collect --help), or name "
+            "the folder of one that you have (export MINARI_DATASETS_PATH=FOLDER) or another server (export "
+            "MINARI_REMOTE=...); did you mean 'drl/hopper/medium-replay-v0'?"
+        )
+
+
+def test_a_download_says_where_it_went_and_what_to_type_next(drl, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setattr("drl.data.minari_remote._unreachable", lambda: "")
+    dataset = "mujoco/hopper/medium-replay-v0"
+    monkeypatch.setattr("minari.download_dataset", lambda dataset: shutil.copytree(
+        made / "datasets" / DATASET, minari_files.root() / dataset))
+    where = [f"folder      {tmp_path}/datasets/{dataset}", f"look        drl data show {dataset}",
+             f"train       drl train --dataset {dataset}"]
+    assert drl("data", "download", dataset).out.splitlines() == where
+    again = drl("data", "download", dataset)
+    assert again.status == 0
+    assert again.out.splitlines() == [f"{dataset} is here already; add --overwrite to download it anew", *where]
+    assert drl("data", "download", dataset, "--overwrite").out.splitlines() == where
 
 
 def test_a_figure_without_matplotlib_names_the_extra(drl, monkeypatch):

@@ -1,44 +1,114 @@
-"""Minari datasets on disk: the only file that imports minari."""
+"""Minari datasets on disk: their names and places, and reading them.
 
-import contextlib
+A dataset is read as data, never as code (minari_metadata.py), and one that this package did not write itself is parsed
+in a child process with limits of memory and time.
+"""
+
+import difflib
+import errno
+import hashlib
 import os
 import re
+import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
+from drl import disk
+from drl.data import guard, minari_metadata, minari_remote, packed
+from drl.data.minari_metadata import MAIN, line
+from drl.data.minari_remote import datasets_path
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError, did_you_mean
+from drl.progress import progress
 
-OURS = re.compile(r"drl/(?P<name>[\w-]+/[\w-]+)-v0")  # what `drl data collect` makes
+ID = re.compile(r"([\w-]{2,}/)*[\w-]+-v\d+")
+COLLECTED = re.compile(r"drl/(?P<name>[\w-]+/[\w-]+)-v0")  # what `drl data collect` makes
+OURS = ("drl/", "d4rl/")  # namespaces of what this package writes; nothing of them is downloaded
 
 
 def read(dataset_id: str) -> EpisodeStore:
-    """Load a dataset, downloading it through Minari where it is not local and not one that we collect ourselves.
+    """The episodes of a dataset, mapped from its packed copy (packed.py); downloaded first where it is not local.
 
     Raises:
         UserError: there is no such dataset, it cannot be read, or it is not one for Box observations and actions.
     """
-    if dataset_id not in local_ids():
-        _download(dataset_id)
-    try:
-        dataset = minari.load_dataset(dataset_id)
-        spaces = _spaces(dataset, dataset_id)
-        return EpisodeStore.from_episodes(dataset.iterate_episodes(), spaces, dataset_id)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged file makes minari and h5py raise
-        raise UserError(f"dataset {dataset_id} cannot be read ({_line(error)}); delete {path(dataset_id)} and make "
-                        "it anew") from error
+    folder = path(dataset_id)
+    download(dataset_id)
+    return packed.read(dataset_id, folder, lambda target: _build(dataset_id, target))
+
+
+def download(dataset_id: str, overwrite: bool = False) -> bool:
+    """Have Minari fetch a dataset unless it is here: whole or not at all, in the place of a partial one.
+
+    Args:
+        dataset_id: Minari id.
+        overwrite: fetch it even if it is here.
+
+    Returns:
+        Whether it was fetched.
+
+    Raises:
+        UserError: it could not be fetched; what was there is as it was.
+    """
+    folder = path(dataset_id)
+    flaw = minari_metadata.flaw(folder)
+    if not flaw and not overwrite:
+        return False
+    if dataset_id.startswith(OURS):
+        raise UserError(f"dataset {dataset_id} {flaw or 'is made here, not downloaded'}; {_cure(dataset_id)}")
+    queue = root() / ".downloads"
+    queue.mkdir(exist_ok=True)
+    waiting = f"waiting for another process that downloads into {root()}"
+    with packed.alone(queue, waiting), disk.scratch(root()) as scratch:
+        if not overwrite and not minari_metadata.flaw(folder):
+            return False  # the other process fetched the same
+        failure = f"dataset {dataset_id} {f'{flaw} and ' if flaw else ''}could not be downloaded"
+        near = difflib.get_close_matches(dataset_id, set(local_ids()) - {dataset_id}, n=1)
+        minari_remote.fetch(dataset_id, scratch, failure, hint=f"; did you mean {near[0]!r}?" if near else "")
+        if flaw := minari_metadata.flaw(scratch / dataset_id):
+            raise UserError(f"dataset {dataset_id}, as it was downloaded, {flaw}; type the same again")
+        for file in (scratch / dataset_id).rglob("*"):
+            disk.sync(file)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        disk.replace(scratch / dataset_id, folder)
+    return True
+
+
+def pack(dataset_id: str, target: str) -> None:
+    """Read a dataset through Minari, validate it and write its arrays into the folder `target`, as packed.py does.
+
+    Raises:
+        UserError: the dataset cannot be read, or is malformed.
+    """
+    folder = path(dataset_id)
+    metadata = minari_metadata.read(folder)
+    if (version := str(metadata.get("minari_version"))) not in minari.supported_dataset_versions:
+        raise UserError(f"dataset {dataset_id} is of Minari {version!r:.20}, which is not one that Minari "
+                        f"{minari.__version__} reads; type: pip install --upgrade minari")
+    if "sha256" in metadata:
+        with open(folder / "data" / MAIN, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != metadata["sha256"]:
+                raise UserError(f"dataset {dataset_id}: {MAIN} is not as it was written (its SHA-256 is not the one in "
+                                f"metadata.json); {_cure(dataset_id)}; if you changed it on purpose, take \"sha256\" "
+                                f"out of {folder / 'data' / 'metadata.json'}")
+    with progress(metadata["total_steps"], "step", f"packing {dataset_id}") as bar:
+        episodes = _episodes(dataset_id, metadata["total_episodes"], bar.update)
+        counts = packed.write(episodes, minari_metadata.spaces(metadata, dataset_id), dataset_id, Path(target))
+    for name, count in zip(minari_metadata.COUNTS, counts, strict=True):
+        if metadata[name] != count:
+            raise UserError(f"dataset {dataset_id}: metadata.json says {name} {metadata[name]}, {count} were found; "
+                            f"{_cure(dataset_id)}")
 
 
 def write(
@@ -57,7 +127,7 @@ def write(
     """
     target = path(dataset_id)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root()) as partial:
-        with _datasets_path(partial), warnings.catch_warnings():
+        with datasets_path(partial), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`(code_permalink|author_email)`")  # nothing to give there
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
@@ -88,8 +158,10 @@ def write(
 
 
 def local_ids() -> list[str]:
-    """Ids of the datasets on this machine."""
-    return sorted(minari.list_local_datasets())
+    """Ids of the datasets on this machine; those whose metadata are damaged are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Minari's, one for each of those
+        return sorted(minari.list_local_datasets())
 
 
 def root() -> Path:
@@ -98,8 +170,20 @@ def root() -> Path:
 
 
 def path(dataset_id: str) -> Path:
-    """The folder of a dataset, there or not."""
-    return root() / dataset_id
+    """The folder of a dataset, there or not.
+
+    Raises:
+        UserError: the id is malformed, or its folder is not in `root()`.
+    """
+    if not ID.fullmatch(dataset_id):
+        raise UserError(f"{dataset_id!r} is not a Minari id such as drl/hopper/medium-v0; "
+                        f"{did_you_mean(dataset_id, local_ids())}")
+    folder = root() / dataset_id
+    for name in (MAIN, "metadata.json"):
+        if not (place := (folder / "data" / name).resolve()).is_relative_to(root().resolve()):
+            raise UserError(f"dataset {dataset_id} leads to {place}, which is not in {root()}; move it there, or name "
+                            "its own root: export MINARI_DATASETS_PATH=FOLDER")
+    return folder
 
 
 def buffer(
@@ -121,52 +205,46 @@ def buffer(
     )
 
 
-def _spaces(dataset: minari.MinariDataset, dataset_id: str) -> Spaces:
-    observation, action = dataset.observation_space, dataset.action_space
-    for name, space in (("observation", observation), ("action", action)):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise UserError(f"dataset {dataset_id} has {name} space {space}; flat Box spaces are needed")
-    if not np.isfinite([action.low, action.high]).all():
-        raise UserError(f"dataset {dataset_id} has an unbounded action space {action}; finite bounds are needed")
-    spec = dataset.env_spec
-    return Spaces(
-        spec.id if spec is not None else "",
-        observation.shape[0],
-        np.asarray(action.low, np.float32),
-        np.asarray(action.high, np.float32),
-    )
+def _build(dataset_id: str, target: Path) -> Spaces:
+    """`pack`, in a child process unless the dataset is ours; returns the spaces."""
+    folder = path(dataset_id)
+    metadata = minari_metadata.read(folder)
+    spaces = minari_metadata.spaces(metadata, dataset_id)
+    if shutil.disk_usage(target).free < packed.size(metadata["total_steps"], metadata["total_episodes"], spaces):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if dataset_id.startswith(OURS):
+        pack(dataset_id, str(target))
+    else:
+        size = sum(file.stat().st_size for file in (folder / "data").rglob("*"))
+        memory = max(4 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+        try:
+            guard.call("drl.data.minari_files:pack", dataset_id, str(target), memory=memory, seconds=600 + size / 1e6)
+        except guard.Failure as failure:
+            raise UserError(f"dataset {dataset_id} cannot be read (the reader {failure}); {_cure(dataset_id)}"
+                            ) from None
+    if not spaces.environment and (named := minari_metadata.named_environment(metadata)):
+        print(f"dataset {dataset_id} names the environment {named!r}; only plain ids are taken from a dataset, name it "
+              "yourself: --environment ID", file=sys.stderr)
+    return spaces
 
 
-def _download(dataset_id: str) -> None:
-    known = local_ids()
-    if ours := OURS.fullmatch(dataset_id):
-        raise UserError(f"dataset {dataset_id} is not on this machine; type: drl data collect {ours['name']}")
-    if not re.fullmatch(r"([\w-]{2,}/)*[\w-]+-v\d+", dataset_id):
-        raise UserError(f"{dataset_id!r} is not a Minari id such as drl/hopper/medium-v0; "
-                        f"{did_you_mean(dataset_id, known)}")
+def _episodes(dataset_id: str, count: int, done: Callable[[int], Any]) -> Iterator[minari.EpisodeData]:
     try:
-        minari.download_dataset(dataset_id)
+        storage = MinariStorage.read(path(dataset_id) / "data")  # both spaces are there: no environment is built
+        for episode in storage.get_episodes(range(count)):
+            yield minari.EpisodeData(**episode)
+            done(len(episode["rewards"]))
     except ImportError as error:
-        raise UserError(f"downloading {dataset_id} needs an extra; type: pip install 'drl[download]'") from error
-    except Exception as error:  # network, hub or id: minari raises whatever its remote raised
-        raise UserError(
-            f"dataset {dataset_id} is not on this machine and could not be downloaded "
-            f"({_line(error)}); {did_you_mean(dataset_id, known)}"
-        ) from error
+        raise UserError(f"dataset {dataset_id} needs a package that is missing ({line(error)})") from error
+    except Exception as error:  # whatever a damaged file makes minari and h5py raise
+        raise UserError(f"dataset {dataset_id} cannot be read ({line(error)}); {_cure(dataset_id)}") from error
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:160]
-
-
-@contextlib.contextmanager
-def _datasets_path(folder: str) -> Iterator[None]:
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
+def _cure(dataset_id: str) -> str:
+    """What to type to have a dataset anew."""
+    anew = " --overwrite" if (root() / dataset_id).exists() else ""
+    if made := COLLECTED.fullmatch(dataset_id):
+        return f"type: drl data collect {made['name']}{anew}"
+    if dataset_id.startswith(OURS):
+        return f"type: drl data import-d4rl FILE{anew}"
+    return f"make it anew, or type: drl data download {dataset_id}{anew}"
