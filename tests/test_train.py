@@ -378,10 +378,9 @@ def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
         with torch.no_grad():
             predicted, state = model(*batch[:5], tuple(layer.restart(batch.restart) for layer in state))
         for row in followed.nonzero().flatten().tolist():
-            steps = slice(*sampler.starts[episode_B[row] + torch.arange(2)].tolist())
-            inputs = (x[steps][None] for x in (sampler.returns_to_go, sampler.observations, sampler.actions))
+            steps = torch.arange(*sampler.starts[episode_B[row] + torch.arange(2)].tolist())
             with torch.no_grad():
-                whole, _ = model(*inputs, torch.arange(steps.stop - steps.start)[None])
+                whole, _ = model(*sampler.take(steps[None]), torch.arange(len(steps))[None])
             chunk = whole[0, position_B[row]:][:5]
             torch.testing.assert_close(predicted[row, batch.mask[row]], chunk, rtol=1e-9, atol=1e-9)
             compared += position_B[row].item() > 0

@@ -1,4 +1,5 @@
-"""Batches by index arithmetic over flat arrays on the training device: no workers, no copies, no host in the loop.
+"""Batches by index arithmetic over flat arrays on the training device: no workers, no host in the loop. On a CPU the
+arrays are the store's own, not copies: those of a mapped file stay on the disk until their steps are drawn.
 
     WindowSampler   each row is a window that begins at a step drawn uniformly; every row starts anew
     StreamSampler   each row walks through an episode in chunks, then through another; the state goes on between
@@ -8,6 +9,7 @@ Rows are padded on the right. Padding repeats the last real step, so that it is 
 keeps it out of the loss and out of every state. Dimension key: B rows, L steps, O observation, A action.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from drl.config import TrainConfig
 from drl.data.store import EpisodeStore
+from drl.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -41,16 +44,20 @@ class Batch(NamedTuple):
 
 
 class _Sampler:
-    """The store's arrays on a device, ready for the model, and a generator of its own."""
+    """The store's arrays on a device, and a generator of its own. What is drawn is made ready for the model."""
 
     def __init__(self, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str):
-        normaliser, spaces = store.normaliser, store.spaces
-        observations = (store.observations - normaliser.mean) / normaliser.std
-        centre = (spaces.action_high + spaces.action_low) / 2
-        half = (spaces.action_high - spaces.action_low) / 2
-        self.observations, self.actions, self.returns_to_go, self.starts = (
-            torch.as_tensor(array, device=device)
-            for array in (observations, (store.actions - centre) / half, store.returns_to_go, store.episode_starts)
+        low, high = store.spaces.action_low, store.spaces.action_high
+        try:
+            self.observations, self.actions, self.returns_to_go, self.starts = (
+                _tensor(array, device)
+                for array in (store.observations, store.actions, store.returns_to_go, store.episode_starts)
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"dataset {store.dataset} does not fit into the memory of {device}; use --device cpu, "
+                            "which trains from the disk") from error
+        self.mean, self.std, self.centre, self.half = (
+            torch.as_tensor(array, device=device) for array in (*store.normaliser, (high + low) / 2, (high - low) / 2)
         )
         self.device = device
         self.row_B = torch.arange(batch_size, device=device)
@@ -71,6 +78,14 @@ class _Sampler:
         episode_B = torch.searchsorted(self.starts, step_B, right=True) - 1
         return episode_B, step_B - self.starts[episode_B]
 
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns-to-go, observations and actions of the steps at `index` in the store, ready for the model."""
+        return (
+            self.returns_to_go[index],
+            (self.observations[index] - self.mean) / self.std,
+            (self.actions[index] - self.centre) / self.half,
+        )
+
     def _gather(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, stream_B: Tensor) -> Batch:
         length_B1 = (self.starts[episode_B + 1] - self.starts[episode_B])[:, None]
         timestep_BL = position_B[:, None] + self.offset_L
@@ -78,13 +93,7 @@ class _Sampler:
         timestep_BL = timestep_BL.minimum(length_B1 - 1)
         index_BL = self.starts[episode_B][:, None] + timestep_BL
         return Batch(
-            returns_to_go=self.returns_to_go[index_BL],
-            observations=self.observations[index_BL],
-            actions=self.actions[index_BL],
-            timesteps=timestep_BL,
-            mask=mask_BL,
-            restart=restart_B,
-            streams=stream_B,
+            *self.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B, streams=stream_B
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -152,6 +161,12 @@ class StreamSampler(_Sampler):
         super().load_state_dict(state)
         for name in self.STREAMS:
             getattr(self, name).copy_(state[name])
+
+
+def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
+    with warnings.catch_warnings():  # a mapped file is read-only; nothing here writes to it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(array, device=device)
 
 
 def make_sampler(
