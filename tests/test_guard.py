@@ -103,10 +103,12 @@ def test_a_child_that_sleeps_is_killed_by_the_clock(tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_child_without_a_parent_is_ended_by_its_cpu_time():
+@pytest.mark.parametrize(("function", "end"), [("spin", signal.SIGXCPU), ("sleep", signal.SIGALRM)])
+def test_a_child_without_a_parent_ends_by_itself(tmp_path, function, end):
     """The parent's clock does not run here: what stops a child whose parent was killed?"""
-    command = [sys.executable, "-P", "-m", "drl.data.guard", "guarded:spin", str(GIB), "1"]
-    assert subprocess.run(command, timeout=60).returncode == -signal.SIGXCPU
+    arguments = [str(tmp_path / "pid")] if function == "sleep" else []
+    command = [sys.executable, "-P", "-m", "drl.data.guard", f"guarded:{function}", str(GIB), "1", *arguments]
+    assert subprocess.run(command, timeout=60).returncode == -end
 
 
 def test_running_out_of_cpu_time_is_said_in_the_same_words(monkeypatch):

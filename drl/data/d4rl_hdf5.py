@@ -47,7 +47,7 @@ def extract(file: str, folder: str, observation_dim: str, action_dim: str) -> No
     O, A = int(observation_dim), int(action_dim)
     widths = {"observations": (O,), "next_observations": (O,), "actions": (A,), "rewards": ()}
     widths |= dict.fromkeys(FLAGS, ())
-    with h5py.File(file, "r") as content:
+    with h5py.File(file, "r", locking="best-effort") as content:  # some network disks have no locks
         if missing := [field for field in widths if content.get(field, getlink=True) is None]:
             old = " (D4RL's v0 files are like that: take v2)" if NOT_IN_V0.issuperset(missing) else ""
             raise wrong(file, f"has no {' and no '.join(missing)}{old}")
@@ -75,13 +75,13 @@ def _checked(content: h5py.File, field: str, width: tuple[int, ...], file: str) 
     if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():
         raise wrong(file, "its data lie in other files", field=field)
     filters = [layout.get_filter(number) for number in range(layout.get_nfilters())]
-    if foreign := [f"{number} {name!r}" for number, _, _, name in filters if number not in FILTERS]:
+    if foreign := [f"{number} {name!r:.40}" for number, _, _, name in filters if number not in FILTERS]:
         raise wrong(file, f"is stored with filter {foreign[0]}; known are {', '.join(FILTERS.values())}", field=field)
     dtype = dataset.dtype
     # D4RL's replay files of v1 have flags that are floats
     if not (dtype.kind == "f" and dtype.itemsize in (4, 8) or field in FLAGS and dtype.kind in "biu"):
         kinds = "float32 or float64" if field in NUMBERS else "bool, or numbers that are 0 or 1"
-        raise wrong(file, f"dtype must be {kinds}, got {dtype}", field=field)
+        raise wrong(file, f"dtype must be {kinds}, got {str(dtype):.80}", field=field)
     # D4RL's own reader takes a column for a vector, too
     if not dataset.shape or dataset.shape[1:] not in (width, width or (1,)):
         raise wrong(file, f"shape must be (N,{f' {width[0]}' if width else ''}), got {dataset.shape}", field=field)

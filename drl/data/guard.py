@@ -53,7 +53,7 @@ def _raise_what(report: bytes, status: int, seconds: float) -> None:
     try:
         kind, message = json.loads(report)
     except ValueError:  # it ended before it could say anything
-        if status == -signal.SIGXCPU:
+        if -status in (signal.SIGXCPU, signal.SIGALRM):
             raise Failure(_too_long(seconds)) from None
         raise Failure(f"crashed ({_name(status)})") from None
     if kind == "refused":
@@ -89,6 +89,7 @@ def _child(target: str, memory: str, seconds: str, *arguments: str) -> None:
         _limit(resource.RLIMIT_AS, int(memory))
         _limit(resource.RLIMIT_CPU, math.ceil(float(seconds)))
         _limit(resource.RLIMIT_CORE, 0)
+        signal.alarm(math.ceil(float(seconds)) + 1)  # the parent watches the clock, unless it is killed
         json.dump(_outcome(target, arguments, int(memory)), report)
 
 
