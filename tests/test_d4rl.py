@@ -470,6 +470,12 @@ def test_a_full_disk_is_told_before_anything_is_written(file, monkeypatch):
     assert re.match(f"importing {file} needs 17 MB in .*, 17 MB are free; make room", refusal(file))
 
 
+def test_a_small_file_that_unpacks_to_more_than_there_is_room_for_is_told(file, monkeypatch):
+    free = iter([10**12, disk.ROOM + 1165])  # when the file is looked at, when its fields are known: 1166 bytes
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    assert refusal(file).startswith(f"the copy of {file} needs 17 MB in ")
+
+
 def test_a_disk_that_fills_up_during_extraction_is_told(file, monkeypatch):
     class Full(io.BytesIO):
         def write(self, _):

@@ -59,6 +59,7 @@ def extract(file: str, folder: str, observation_dim: str, action_dim: str) -> No
             raise wrong(file, "holds no steps")
         if (total := sum(map(_bytes, datasets.values()))) > LARGEST:
             raise wrong(file, f"declares {total} bytes; at most {LARGEST} are read")
+        disk.require_space(Path(folder), total, f"the copy of {file}")  # zeros unpack to a thousand times the file
         with progress(total, "B", f"reading {Path(file).name}") as bar:
             for field, dataset in datasets.items():
                 _copy(dataset, (len(dataset), *widths[field]), Path(folder) / f"{field}.npy", bar)
