@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from drl.config import TrainConfig
 from drl.data.sampling import Batch, StreamSampler, WindowSampler, make_sampler, to_box
 from drl.data.store import EpisodeStore, Spaces
+from drl.errors import UserError
 
 B, L, O, A = 5, 3, 7, 2  # noqa: E741
 LENGTHS = (7, 1, 13, 5, 3)  # at, below and above the edges of chunks of 3
@@ -88,6 +89,28 @@ def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store):
         np.testing.assert_array_equal(batch.timesteps, step_BL - STARTS[episode_of(step_BL)])
         dtypes = [array.dtype for array in batch]
         assert dtypes == [torch.float32] * 3 + [torch.int64, torch.bool, torch.bool, torch.int64]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_on_a_cpu_the_stores_own_pages_are_read_even_those_of_a_file_that_cannot_be_written(sampler, store):
+    arrays = store.observations, store.actions, store.returns_to_go, store.episode_starts
+    for array in arrays:
+        array.flags.writeable = False  # warnings are errors here: torch has one for such arrays
+    drawing = sampler(store, B, L, 0, "cpu")
+    kept = drawing.observations, drawing.actions, drawing.returns_to_go, drawing.starts
+    assert [tensor.data_ptr() for tensor in kept] == [array.ctypes.data for array in arrays]
+
+
+def test_a_dataset_that_does_not_fit_on_the_device_is_told_in_one_line(store, monkeypatch):
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(torch, "as_tensor", refuse)
+    with pytest.raises(UserError) as caught:
+        WindowSampler(store, B, L, 0, "cuda")
+    assert str(caught.value) == (
+        "dataset drl/toy/numbered-v0 does not fit into the memory of cuda; use --device cpu, which trains from the disk"
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
