@@ -24,7 +24,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.attention"},
     {"drl.model"},
     {"drl.data.store", "drl.data.guard", "drl.data.d4rl_hdf5"},
-    {"drl.data.sampling", "drl.data.packed", "drl.data.minari_metadata"},
+    {"drl.data.sampling", "drl.data.packed", "drl.data.minari_metadata", "drl.data.minari_hdf5"},
     {"drl.data.minari_remote"},
     {"drl.data.minari_files"},
     {"drl.data.minari_writer"},
@@ -51,7 +51,7 @@ KERNELS = {module for module in MODULES if module == "drl.kernels" or module.sta
 BACKENDS = KERNELS - {"drl.kernels", "drl.kernels.linear_attention", "drl.kernels.feature_map"}
 DOORS = {  # the only modules through which a library comes in
     "gymnasium": {"drl.envs", "drl.data.minari_writer"},
-    "h5py": {"drl.data.d4rl_hdf5", "drl.data.minari_writer"},
+    "h5py": {"drl.data.d4rl_hdf5", "drl.data.minari_hdf5", "drl.data.minari_writer"},
     "jsonargparse": {"drl.options"},
     "matplotlib": {"drl.figures"},
     "minari": {"drl.data.minari_files", "drl.data.minari_remote", "drl.data.minari_writer"},

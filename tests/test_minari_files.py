@@ -271,6 +271,11 @@ def test_metadata_that_contradict_the_data_are_refused(changed, message):
     assert refusal(ID).startswith(f"dataset {ID}{message}")
 
 
+def test_episodes_that_the_metadata_do_not_mention_are_found():
+    write(recorded([2, 3]), sha256=None, total_episodes=1, total_steps=2)
+    assert refusal(ID) == f"dataset {ID}: metadata.json says total_episodes 1, 2 were found"
+
+
 def test_damage_in_the_middle_of_a_file_is_one_line_that_names_the_dataset():
     folder = write(recorded([200, 300]), sha256=None)
     file = folder / "data" / "main_data.hdf5"

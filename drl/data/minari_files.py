@@ -25,7 +25,7 @@ from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
 from drl import disk
-from drl.data import guard, minari_metadata, minari_remote, packed
+from drl.data import guard, minari_hdf5, minari_metadata, minari_remote, packed
 from drl.data.minari_metadata import MAIN, line
 from drl.data.minari_remote import datasets_path
 from drl.data.store import EpisodeStore, Spaces
@@ -103,7 +103,7 @@ def pack(dataset_id: str, target: str) -> None:
                                 f"metadata.json); {_cure(dataset_id)}; if you changed it on purpose, take \"sha256\" "
                                 f"out of {folder / 'data' / 'metadata.json'}")
     with progress(metadata["total_steps"], "step", f"packing {dataset_id}") as bar:
-        episodes = _episodes(dataset_id, metadata["total_episodes"], bar.update)
+        episodes = _episodes(dataset_id, metadata, bar.update)
         counts = packed.write(episodes, minari_metadata.spaces(metadata, dataset_id), dataset_id, Path(target))
     for name, count in zip(minari_metadata.COUNTS, counts, strict=True):
         if metadata[name] != count:
@@ -228,12 +228,19 @@ def _build(dataset_id: str, target: Path) -> Spaces:
     return spaces
 
 
-def _episodes(dataset_id: str, count: int, done: Callable[[int], Any]) -> Iterator[minari.EpisodeData]:
+def _episodes(
+    dataset_id: str, metadata: dict[str, Any], done: Callable[[int], Any]
+) -> Iterator[minari.EpisodeData]:
+    data, count = path(dataset_id) / "data", metadata["total_episodes"]
     try:
-        storage = MinariStorage.read(path(dataset_id) / "data")  # both spaces are there: no environment is built
+        if metadata["data_format"] == "hdf5" and "sha256" not in metadata:
+            minari_hdf5.check(data / MAIN, count, dataset_id)
+        storage = MinariStorage.read(data)  # both spaces are there: no environment is built
         for episode in storage.get_episodes(range(count)):
             yield minari.EpisodeData(**episode)
             done(len(episode["rewards"]))
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"dataset {dataset_id} needs a package that is missing ({line(error)})") from error
     except Exception as error:  # whatever a damaged file makes minari and h5py raise
