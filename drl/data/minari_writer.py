@@ -7,6 +7,7 @@ disk takes the process with it (SIGSEGV), a plain write says what is wrong.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import warnings
@@ -142,7 +143,7 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
                 if value is not None:
                     h5a.create(group, name.encode(), h5t.NATIVE_INT64, scalar).write(np.array(value, np.int64))
             for name, array in _fields(episode).items():
-                kind = h5t.py_create(array.dtype, logical=True)
+                kind = _kind(array.dtype)
                 dataset = h5d.create(group, name.encode(), kind, h5s.create_simple(array.shape), plain)
                 dataset.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(array), kind)
             returns.append(np.sum(episode.rewards, dtype=np.float64))
@@ -155,6 +156,11 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
         "returns": _short(returns),
         "lengths": _short(lengths),
     }
+
+
+@functools.cache
+def _kind(dtype: np.dtype) -> h5t.TypeID:
+    return h5t.py_create(dtype, logical=True)
 
 
 def _short(values: list[float]) -> dict[str, float]:
