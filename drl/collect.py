@@ -16,6 +16,7 @@ import ctypes
 import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -34,7 +35,7 @@ from drl.behaviour import actor, pieces
 from drl.behaviour.actor import RANDOM
 from drl.behaviour.play import Shard
 from drl.data import minari_files, minari_writer
-from drl.data.minari_writer import Recorded
+from drl.data.store import Recorded
 from drl.errors import UserError, did_you_mean
 from drl.progress import progress
 from drl.versions import versions
@@ -42,7 +43,9 @@ from drl.versions import versions
 TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MILLION = 1_000_000
 REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
-SHARD = 25_000  # steps: one or two seconds of work
+SHARD, LEAST = 50_000, 10_000  # steps of a piece of work at most and at least: up to three seconds
+LONGEST = 1_000  # steps of an episode: shards are a multiple, so that long episodes fill them
+PIECES = 20  # a shard is this part of what is still to play
 ROOM = 1.3  # bytes of a dataset over bytes of its arrays: tables of HDF5, and episodes that overshoot
 
 
@@ -127,15 +130,16 @@ def _parse(name: str) -> tuple[str, str]:
 
 
 def _works(environment: str, shares: list[tuple[str, int]], seed: int) -> list[Work]:
-    """Every share cut into shards of about the same size."""
-    works, total = [], 0
+    """Every share cut into shards. They grow smaller towards the end, so that all cores end at about the same time."""
+    works, mark = [], 0
+    total = sum(share for _, share in shares)
     for snapshot, share in shares:
-        count = max(1, round(share / SHARD))
-        for mark in np.rint(np.linspace(0, share, count + 1)).astype(int)[1:]:
-            before = works[-1].mark if works else 0
-            shard = Shard(environment, snapshot, len(works), total + int(mark) - before, seed)
-            works.append(Work(shard, total + int(mark)))
-        total += share
+        end = mark + share
+        while mark < end:
+            count = max(1, round((end - mark) / min(SHARD, max(LEAST, (total - mark) // PIECES))))
+            steps = min(end - mark, math.ceil((end - mark) / count / LONGEST) * LONGEST)
+            works.append(Work(Shard(environment, snapshot, len(works), steps, seed), mark + steps))
+            mark += steps
     return works
 
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,18 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         yield held
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, waiting: str) -> Iterator[None]:
+    """Hold the lock of a folder; while another process has it, wait and say so on stderr."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, wait=False))
+        except BlockingIOError:
+            print(waiting, file=sys.stderr, flush=True)
+            held.enter_context(locked(folder))
+        yield
 
 
 @contextlib.contextmanager

@@ -9,8 +9,10 @@ result does not depend on how many rows there are.
 Dimension key: n the rows named in a call, O observation, A action.
 """
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import gymnasium as gym
@@ -19,6 +21,7 @@ import numpy as np
 from drl.data.store import Spaces
 from drl.errors import UserError, did_you_mean
 
+ALL = slice(None)
 BATCHED = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
 
 
@@ -92,7 +95,8 @@ def max_episode_steps(environment: str) -> int | None:
 
 def _make(environment: str) -> gym.Env:
     try:
-        env = gym.make(environment)
+        with _quiet(environment):
+            env = gym.make(environment)
     except gym.error.DependencyNotInstalled as error:
         raise UserError(f"environment {environment} needs a package that is missing: {error}") from error
     for name in ("observation_space", "action_space"):
@@ -100,6 +104,21 @@ def _make(environment: str) -> gym.Env:
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"environment {environment} has {name} {space}; flat Box spaces are needed")
     return env
+
+
+@contextlib.contextmanager
+def _quiet(environment: str) -> Iterator[None]:
+    """Keep MuJoCo from warning, on stderr and in ./MUJOCO_LOG.TXT, of what stands in Gymnasium's own model files."""
+    if environment not in BATCHED:
+        yield
+        return
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
 
 
 class GymnasiumEnvs:
@@ -134,7 +153,7 @@ class MujocoEnvs:
         env = _make(environment)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self._env, self._kind = env.unwrapped, environment.partition("-")[0]
-        self._limit = env.spec.max_episode_steps
+        self._limit, self._dt = env.spec.max_episode_steps, self._env.dt
         self._batch = Batch(self._env.model, nsim=count, nthread=min(threads, count))
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._steps = np.zeros(count, int)
@@ -152,22 +171,25 @@ class MujocoEnvs:
             self._qvel[row] = env.init_qvel + noise
         self._steps[rows] = 0
         self._batch.forward(ids=rows)
-        return self._observe(rows)
+        state = self._state(rows)
+        return state if self._kind == "HalfCheetah" else self._clipped(state)
 
     def step(self, rows: np.ndarray, actions: np.ndarray) -> Transition:
         env = self._env
-        before = self._qpos[rows, 0]
-        self._ctrl[rows] = actions
-        self._batch.step(ids=rows, nstep=env.frame_skip)
-        self._steps[rows] += 1
-        forward = env._forward_reward_weight * ((self._qpos[rows, 0] - before) / env.dt)
+        which = self._which(rows)
+        before = self._qpos[which, 0].copy()
+        self._ctrl[which] = actions
+        self._batch.step(ids=None if which is ALL else rows, nstep=env.frame_skip)
+        self._steps[which] += 1
+        forward = env._forward_reward_weight * ((self._qpos[which, 0] - before) / self._dt)
         cost = env._ctrl_cost_weight * np.sum(np.square(actions), axis=1)
-        truncated = self._steps[rows] >= self._limit
+        truncated = self._steps[which] >= self._limit
+        state = self._state(which)
         if self._kind == "HalfCheetah":
-            return Transition(self._observe(rows), forward - cost, np.zeros(len(rows), bool), truncated)
-        healthy = self._healthy(rows)
+            return Transition(state, forward - cost, np.zeros(len(rows), bool), truncated)
+        healthy = self._healthy(state)
         reward = forward + healthy * env._healthy_reward - cost
-        return Transition(self._observe(rows), reward, ~healthy, truncated)
+        return Transition(self._clipped(state), reward, ~healthy, truncated)
 
     def physics_seconds(self, rows: np.ndarray, actions: np.ndarray) -> float:
         """Wall time of the physics alone in a step of these rows, in seconds; a floor to measure against."""
@@ -179,18 +201,26 @@ class MujocoEnvs:
     def close(self) -> None:
         self._env.close()
 
-    def _observe(self, rows: np.ndarray) -> np.ndarray:
-        velocity = self._qvel[rows]
-        if self._kind != "HalfCheetah":
-            velocity = np.clip(velocity, -10, 10)
-        return np.concatenate([self._qpos[rows, 1:], velocity], axis=1)
+    def _which(self, rows: np.ndarray) -> np.ndarray | slice:
+        """All rows without a copy, which is the usual case."""
+        return ALL if len(rows) == len(self._steps) else rows
 
-    def _healthy(self, rows: np.ndarray) -> np.ndarray:
-        env, z, angle = self._env, self._qpos[rows, 1], self._qpos[rows, 2]
+    def _state(self, which: np.ndarray | slice) -> np.ndarray:
+        """Positions without the first, then velocities."""
+        return np.concatenate([self._qpos[which, 1:], self._qvel[which]], axis=1)
+
+    def _clipped(self, state: np.ndarray) -> np.ndarray:
+        """The observation of Hopper and Walker2d, in place of the state."""
+        velocity = state[:, self._qpos.shape[1] - 1 :]
+        np.minimum(np.maximum(velocity, -10, out=velocity), 10, out=velocity)
+        return state
+
+    def _healthy(self, state: np.ndarray) -> np.ndarray:
+        env, z, angle = self._env, state[:, 0], state[:, 1]
         (z_low, z_high), (angle_low, angle_high) = env._healthy_z_range, env._healthy_angle_range
         healthy = (z_low < z) & (z < z_high) & (angle_low < angle) & (angle < angle_high)
         if self._kind == "Hopper":
             low, high = env._healthy_state_range
-            state = np.concatenate([self._qpos[rows, 2:], self._qvel[rows]], axis=1)
-            healthy &= np.all((low < state) & (state < high), axis=1)
+            rest = state[:, 1:]
+            healthy &= ((low < rest) & (rest < high)).all(axis=1)
         return healthy

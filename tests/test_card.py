@@ -9,7 +9,7 @@ import pytest
 from drl import card, scores
 from drl.collect import names
 from drl.data import minari_writer
-from drl.data.minari_writer import Recorded
+from drl.data.store import Recorded
 from drl.errors import UserError
 
 ID = "drl/hopper/toy-v0"

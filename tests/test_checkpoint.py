@@ -288,10 +288,12 @@ def test_nothing_is_ever_unpickled(path):
     unsafe_modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     unsafe_loaders = {"torch.load", "np.load", "numpy.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
     tree = ast.parse(path.read_text())
+    safe = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)
+            and "allow_pickle=False" in map(ast.unparse, node.keywords)}
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     named = {(node.module, alias.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
              for alias in node.names}
-    called = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    called = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in safe}
     assert not (imported | {module for module, _ in named}) & unsafe_modules
     assert not (called | {f"{module}.{name}" for module, name in named}) & unsafe_loaders
 

@@ -19,7 +19,7 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from drl.data import guard, minari_files, minari_remote, minari_writer
-from drl.data.minari_writer import Recorded
+from drl.data.store import Recorded
 from drl.errors import UserError
 
 ID = "drl/toy/spring-v0"

@@ -14,8 +14,7 @@ import pytest
 from drl import disk
 from drl.data import minari_writer
 from drl.data.minari_files import root
-from drl.data.minari_writer import Recorded
-from drl.data.store import Spaces
+from drl.data.store import Recorded, Spaces
 from drl.errors import UserError
 
 ID = "drl/toy/spring-v0"

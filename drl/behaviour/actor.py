@@ -19,6 +19,7 @@ from safetensors.numpy import load
 from drl.errors import UserError, did_you_mean
 
 RANDOM = "random"  # the snapshot that acts uniformly
+LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
 LOG_STD_RANGE = (-20.0, 2.0)  # SBX's clip, part of the policy that was trained
 
 
@@ -30,18 +31,28 @@ class Actor:
     """
 
     def __init__(self, weights: dict[str, np.ndarray]):
-        self._weights = weights
+        self._layers = [(weights[f"{layer}.weight"], weights[f"{layer}.bias"]) for layer in LAYERS]
 
     def act(self, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Actions in [-1, 1], (n, A) float32, for observations (n, O) and standard normal noise (n, A)."""
-        hidden = observations.astype(np.float32)
-        for layer in ("hidden_0", "hidden_1"):
-            hidden = np.maximum(self._affine(layer, hidden), 0)
-        log_std = np.clip(self._affine("log_std", hidden), *LOG_STD_RANGE)
-        return np.tanh(self._affine("mean", hidden) + np.exp(log_std) * noise.astype(np.float32))
+        *hidden, mean, log_std = self._layers
+        x = observations.astype(np.float32)
+        for layer in hidden:
+            x = _affine(x, layer)
+            np.maximum(x, 0, out=x)
+        std = _affine(x, log_std)
+        low, high = LOG_STD_RANGE
+        np.exp(np.minimum(np.maximum(std, low, out=std), high, out=std), out=std)
+        action = _affine(x, mean)
+        action += std * noise.astype(np.float32, copy=False)
+        return np.tanh(action, out=action)
 
-    def _affine(self, layer: str, x: np.ndarray) -> np.ndarray:
-        return x @ self._weights[f"{layer}.weight"] + self._weights[f"{layer}.bias"]
+
+def _affine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    weight, bias = layer
+    result = x @ weight
+    result += bias
+    return result
 
 
 def environments() -> list[str]:

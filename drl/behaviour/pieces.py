@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drl.behaviour.play import Shard, play
-from drl.data.minari_writer import Recorded
+from drl.data.store import Recorded
 
 
 def piece_path(folder: Path, shard: Shard) -> Path:

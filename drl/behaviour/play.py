@@ -6,16 +6,17 @@ data do not depend on which core plays it, nor on how many others there are.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from drl.behaviour.actor import RANDOM, actor, card, length_mean
-from drl.data.minari_writer import Recorded
+from drl.data.store import Recorded
 from drl.envs import Envs, make_envs
 
-ROWS = 25  # environments stepped side by side: a shard of 25,000 steps is one long episode in each
+ROWS = 50  # environments stepped side by side: a shard of 50,000 steps is one long episode in each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,10 @@ class _Player:
 
     def __init__(self, shard: Shard):
         self.shard = shard
-        self.envs: Envs = make_envs(card(shard.environment)["environment"], ROWS, threads=1)
+        self.envs = _envs(shard.environment)
         self.seeds, self.noise = (np.random.default_rng([shard.seed, shard.number, part]) for part in range(2))
+        self.low, self.high = self.envs.action_space.low, self.envs.action_space.high
+        self.half = (self.high - self.low) / 2
         observation_dim, action_dim = self.envs.observation_space.shape[0], self.envs.action_space.shape[0]
         self.observations = np.zeros((1024, ROWS, observation_dim))
         self.actions = np.zeros((1024, ROWS, action_dim), np.float32)
@@ -51,7 +54,7 @@ class _Player:
         self.reset_seed = np.zeros(ROWS, np.int64)
         self.since = np.zeros(ROWS, int)  # the tick at which it began
         self.begun = 0
-        self.lengths = [length_mean(shard.environment, shard.snapshot)]  # a guess, then what was seen
+        self.ended = self.ended_steps = 0
         self.done: dict[int, Recorded] = {}
 
     def play(self) -> list[Recorded]:
@@ -63,7 +66,6 @@ class _Player:
             while steps < self.shard.steps and len(whole) in self.done:
                 whole.append(self.done.pop(len(whole)))
                 steps += len(whole[-1].actions)
-        self.envs.close()
         return whole
 
     def _begin(self) -> None:
@@ -72,9 +74,10 @@ class _Player:
         idle = np.flatnonzero(self.number < 0)
         if not len(idle):
             return
-        mean = np.mean(self.lengths)
+        guess = length_mean(self.shard.environment, self.shard.snapshot)
+        mean = (guess + self.ended_steps) / (1 + self.ended)
         under_way = np.maximum(self.tick - self.since[self.number >= 0], mean).sum()
-        missing = self.shard.steps - sum(self.lengths[1:]) - under_way
+        missing = self.shard.steps - self.ended_steps - under_way
         idle = idle[: max(0, math.ceil(missing / mean))]
         if not len(idle):
             return
@@ -93,7 +96,7 @@ class _Player:
                 for array in (self.observations, self.actions, self.rewards)
             )
         # all rows, playing or not: a matrix product of one shape gives the same bits whoever plays
-        self.actions[t] = self._act(self.observations[t])
+        self._act(self.observations[t], self.actions[t])
         active = np.flatnonzero(self.number >= 0)
         result = self.envs.step(active, self.actions[t, active])
         self.observations[t + 1, active] = result.observations
@@ -110,14 +113,24 @@ class _Player:
                 bool(terminated),
             )
             self.number[row] = -1
-            self.lengths.append(t + 1 - self.since[row])
+        self.ended += len(ended)
+        self.ended_steps += int((t + 1 - self.since[active[ended]]).sum())
 
-    def _act(self, observations: np.ndarray) -> np.ndarray:
-        low, high = self.envs.action_space.low, self.envs.action_space.high
-        shape = self.actions.shape[1:]
+    def _act(self, observations: np.ndarray, actions: np.ndarray) -> None:
+        """Fill in `actions`, in the units of the environment."""
         if self.shard.snapshot == RANDOM:
-            unit = 2 * self.noise.random(shape, np.float32) - 1
+            unit = 2 * self.noise.random(actions.shape, np.float32)
+            unit -= 1
         else:
             policy = actor(self.shard.environment, self.shard.snapshot)
-            unit = policy.act(observations, self.noise.standard_normal(shape, np.float32))
-        return np.clip(low + (unit + 1) * ((high - low) / 2), low, high)
+            unit = policy.act(observations, self.noise.standard_normal(actions.shape, np.float32))
+        unit += 1
+        unit *= self.half
+        unit += self.low
+        np.minimum(np.maximum(unit, self.low, out=actions), self.high, out=actions)
+
+
+@functools.cache
+def _envs(environment: str) -> Envs:
+    """Made once in a process: a model takes longer to load than a thousand steps."""
+    return make_envs(card(environment)["environment"], ROWS, threads=1)

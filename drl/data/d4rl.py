@@ -20,8 +20,7 @@ import numpy as np
 from drl import disk, scores
 from drl.data import guard, minari_files, minari_writer
 from drl.data.d4rl_hdf5 import FLAGS, NUMBERS, ORIGIN, wrong
-from drl.data.minari_writer import Recorded
-from drl.data.store import BOUND_TOLERANCE, Spaces
+from drl.data.store import BOUND_TOLERANCE, Recorded, Spaces
 from drl.errors import UserError, did_you_mean
 from drl.progress import progress
 from drl.versions import versions

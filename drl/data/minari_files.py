@@ -11,23 +11,18 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import minari
-import numpy as np
-from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage import get_dataset_path
 
 from drl import disk
 from drl.data import guard, minari_hdf5, minari_metadata, minari_remote, packed
 from drl.data.minari_metadata import MAIN, line
-from drl.data.minari_remote import datasets_path
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError, did_you_mean
 from drl.progress import progress
@@ -70,7 +65,7 @@ def download(dataset_id: str, overwrite: bool = False) -> bool:
     queue = root() / ".downloads"
     queue.mkdir(exist_ok=True)
     waiting = f"waiting for another process that downloads into {root()}"
-    with packed.alone(queue, waiting), disk.scratch(root()) as scratch:
+    with disk.alone(queue, waiting), disk.scratch(root()) as scratch:
         if not overwrite and not minari_metadata.flaw(folder):
             return False  # the other process fetched the same
         failure = f"dataset {dataset_id} {f'{flaw} and ' if flaw else ''}could not be downloaded"
@@ -111,52 +106,6 @@ def pack(dataset_id: str, target: str) -> None:
                             f"{_cure(dataset_id)}")
 
 
-def write(
-    dataset_id: str,
-    episodes: Sequence[EpisodeBuffer],
-    *,
-    environment: str,
-    algorithm: str,
-    reference: tuple[float, float] | None,
-    description: str,
-    extra: dict[str, Any],
-) -> Path:
-    """Create a local dataset whole or not at all: it is made in a temporary folder beside its place and renamed.
-
-    `reference` is (random, expert) return; `extra` goes into the metadata. Returns the dataset's folder.
-    """
-    target = path(dataset_id)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root()) as partial:
-        with datasets_path(partial), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`(code_permalink|author_email)`")  # nothing to give there
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id,
-                list(episodes),
-                env=environment,
-                eval_env=environment,
-                algorithm_name=algorithm,
-                author="drl",
-                ref_min_score=reference and reference[0],
-                ref_max_score=reference and reference[1],
-                description=description,
-                data_format="hdf5",
-            )
-            dataset.storage.update_metadata(extra)
-        namespace = dataset_id.rpartition("/")[0]
-        if namespace and namespace not in list_local_namespaces():
-            create_namespace(namespace)
-        earlier = Path(partial) / "earlier"
-        if target.exists():
-            os.replace(target, earlier)
-        try:
-            os.replace(Path(partial) / dataset_id, target)
-        except BaseException:
-            if earlier.exists():
-                os.replace(earlier, target)
-            raise
-    return target
-
-
 def local_ids() -> list[str]:
     """Ids of the datasets on this machine; those whose metadata are damaged are left out."""
     with warnings.catch_warnings():
@@ -184,25 +133,6 @@ def path(dataset_id: str) -> Path:
             raise UserError(f"dataset {dataset_id} leads to {place}, which is not in {root()}; move it there, or name "
                             "its own root: export MINARI_DATASETS_PATH=FOLDER")
     return folder
-
-
-def buffer(
-    number: int, seed: int, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminated: bool
-) -> EpisodeBuffer:
-    """One episode for `write`: observations (T+1, O), the rest T long; it ends by termination or by truncation."""
-    terminations = np.zeros(len(actions), bool)
-    terminations[-1] = terminated
-    truncations = np.zeros(len(actions), bool)
-    truncations[-1] = not terminated
-    return EpisodeBuffer(
-        id=number,
-        seed=seed,
-        observations=observations,
-        actions=actions,
-        rewards=rewards,
-        terminations=terminations,
-        truncations=truncations,
-    )
 
 
 def _build(dataset_id: str, target: Path) -> Spaces:

@@ -6,14 +6,12 @@ random data hold fifty thousand of them. The file is made in memory and written 
 disk takes the process with it (SIGSEGV), a plain write says what is wrong.
 """
 
-import contextlib
 import functools
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import minari
@@ -25,21 +23,11 @@ from minari.namespace import create_namespace, list_local_namespaces
 
 from drl import disk
 from drl.data.minari_files import path, root
-from drl.data.store import Spaces
+from drl.data.minari_metadata import MAIN
+from drl.data.minari_remote import datasets_path
+from drl.data.store import Recorded, Spaces
 
-MAIN = "main_data.hdf5"
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
-
-
-class Recorded(NamedTuple):
-    """One episode: the seed of its reset or None, observations (T+1, O), actions (T, A), rewards (T,), and whether
-    it ended by termination (else by truncation)."""
-
-    seed: int | None
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
 
 
 def write(
@@ -100,7 +88,7 @@ def _frame(
     spaces: Spaces | None,
 ):
     """Minari's own dataset of the first episode: its metadata are right for all of them but for the counts."""
-    with _datasets_path(partial), warnings.catch_warnings():
+    with datasets_path(partial), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`(code_permalink|author_email)`")  # nothing to give there
         warnings.filterwarnings("ignore", message="env_spec is None")  # so it is meant to be
         return minari.create_dataset_from_buffers(
@@ -136,7 +124,8 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
     scalar = h5s.create(h5s.SCALAR)
     returns, lengths = [], []
     # h5py's lower level: its upper one takes three times as long for an episode of twenty steps
-    with h5py.File(MAIN, "w", driver="core", backing_store=False, block_size=16 << 20) as file:
+    memory = {"driver": "core", "backing_store": False, "block_size": 16 << 20, "meta_block_size": 1 << 20}
+    with h5py.File(MAIN, "w", **memory) as file:
         for number, episode in enumerate(_chain(first, rest)):
             group = h5g.create(file.id, f"episode_{number}".encode())
             for name, value in {"id": number, "seed": episode.seed, "total_steps": len(episode.actions)}.items():
@@ -170,16 +159,3 @@ def _short(values: list[float]) -> dict[str, float]:
 def _chain(first: Recorded, rest: Iterator[Recorded]) -> Iterator[Recorded]:
     yield first
     yield from rest
-
-
-@contextlib.contextmanager
-def _datasets_path(folder: Path) -> Iterator[None]:
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before

@@ -46,7 +46,7 @@ def read(dataset: str, folder: Path, build: Callable[[Path], Spaces]) -> Episode
         return load(folder / NAME, dataset, source_of(folder))
     try:
         waiting = f"waiting for another process that packs dataset {dataset}"
-        with alone(folder / "data", waiting), disk.scratch(folder) as partial:
+        with disk.alone(folder / "data", waiting), disk.scratch(folder) as partial:
             return _read_or_pack(dataset, folder, build, partial)
     except OSError as error:
         print(f"{folder} cannot be written ({error.strerror or error}): dataset {dataset} is packed for this run only",
@@ -80,18 +80,6 @@ def _pack(dataset: str, folder: Path, build: Callable[[Path], Spaces], target: P
     store = EpisodeStore.from_arrays(*(_map(target, name) for name in ARRAYS), spaces, dataset)
     _write_card(store, source, target / CARD)
     return load(target, dataset, source)
-
-
-@contextlib.contextmanager
-def alone(folder: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock of a folder; while another process has it, wait and say so on stderr."""
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(disk.locked(folder, wait=False))
-        except BlockingIOError:
-            print(waiting, file=sys.stderr, flush=True)
-            held.enter_context(disk.locked(folder))
-        yield
 
 
 def write(episodes: Iterable[Episode], spaces: Spaces, dataset: str, folder: Path) -> tuple[int, int]:

@@ -33,6 +33,17 @@ class Episode(Protocol):
     truncations: np.ndarray
 
 
+class Recorded(NamedTuple):
+    """One episode: the seed of its reset or None, observations (T+1, O), actions (T, A), rewards (T,), and whether
+    it ended by termination (else by truncation)."""
+
+    seed: int | None
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+
+
 class Normaliser(NamedTuple):
     """Shift and scale of each observation channel; lives in the checkpoint, so acting sees what training saw.
 
