@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drl import disk, scores
+from drl import disk, envs, scores
 from drl.behaviour import actor, pieces
 from drl.behaviour.actor import RANDOM
 from drl.behaviour.play import Shard
@@ -43,9 +43,9 @@ from drl.versions import versions
 TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MILLION = 1_000_000
 REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
-SHARD, LEAST = 50_000, 10_000  # steps of a piece of work at most and at least: up to three seconds
+SHARD, LEAST = 50_000, 25_000  # steps of a piece of work at most and at least: up to three seconds
 LONGEST = 1_000  # steps of an episode: shards are a multiple, so that long episodes fill them
-PIECES = 20  # a shard is this part of what is still to play
+PIECES = 10  # a shard is this part of what is still to play
 ROOM = 1.3  # bytes of a dataset over bytes of its arrays: tables of HDF5, and episodes that overshoot
 
 
@@ -82,7 +82,8 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
     root = minari_files.root()
     disk.require_space(root, 2 * _bytes(environment, steps), f"collecting {dataset_id}")  # pieces, then the dataset
     told = disk.refusal_told(root, f"dataset {dataset_id}")
-    with _interruption_told(), told, _pieces_folder(dataset_id, _recipe(environment, works)) as folder:
+    pieces_folder = _pieces_folder(dataset_id, _recipe(environment, works))
+    with _interruption_told(), told, pieces_folder as folder, envs.quiet(card["environment"]):  # Minari makes one
         target = minari_writer.write(
             dataset_id,
             _episodes(works, folder, f"collecting {name}", steps),

@@ -95,7 +95,7 @@ def max_episode_steps(environment: str) -> int | None:
 
 def _make(environment: str) -> gym.Env:
     try:
-        with _quiet(environment):
+        with quiet(environment):
             env = gym.make(environment)
     except gym.error.DependencyNotInstalled as error:
         raise UserError(f"environment {environment} needs a package that is missing: {error}") from error
@@ -107,18 +107,22 @@ def _make(environment: str) -> gym.Env:
 
 
 @contextlib.contextmanager
-def _quiet(environment: str) -> Iterator[None]:
-    """Keep MuJoCo from warning, on stderr and in ./MUJOCO_LOG.TXT, of what stands in Gymnasium's own model files."""
+def quiet(environment: str) -> Iterator[None]:
+    """Keep MuJoCo from warning, on stderr and in ./MUJOCO_LOG.TXT, of what stands in Gymnasium's own model files.
+
+    For whoever has a Gymnasium environment made.
+    """
     if environment not in BATCHED:
         yield
         return
     import mujoco
 
+    before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda text: None)
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(None)
+        mujoco.set_mju_user_warning(before)
 
 
 class GymnasiumEnvs:

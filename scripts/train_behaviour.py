@@ -179,18 +179,10 @@ def pack(snapshots: Path, episodes: int, until: int | None) -> None:
 
     card = json.loads((snapshots / "card.json").read_text())
     task = card["environment"].partition("-")[0]
-    reference = scores.reference(task)
     paths = [path for path in sorted(snapshots.glob("step-*.safetensors")) if until is None or step_of(path) <= until]
     measured = {}
     for path in tqdm(paths, desc="measuring", unit=" snapshot"):
-        returns, lengths = measure(load_file(path), card["environment"], episodes)
-        measured[path.stem] = {
-            "step": step_of(path),
-            "return_mean": round(float(returns.mean()), 2),
-            "return_std": round(float(returns.std()), 2),
-            "length_mean": round(float(lengths.mean()), 1),
-            "normalized_score": round(float(scores.normalized_score(returns, reference).mean()), 2),
-        }
+        measured[path.stem] = {"step": step_of(path)} | measure(load_file(path), card["environment"], episodes)
     tiers = choose(measured, task)
     used = sorted({entry["snapshot"] for entries in tiers.values() for entry in entries} - {"random"})
     card |= {
@@ -199,7 +191,8 @@ def pack(snapshots: Path, episodes: int, until: int | None) -> None:
         "reference_source": scores.REFERENCE_SOURCE,
         "tiers": tiers,
         "replay_buffer": replay_buffer(snapshots, measured[tiers["medium"][0]["snapshot"]]["step"]),
-        "snapshots": {snapshot: measured[snapshot] for snapshot in used},
+        "snapshots": {"random": {"step": 0} | measure(None, card["environment"], episodes)}
+        | {snapshot: measured[snapshot] for snapshot in used},
         "learning_curve": [[m["step"], m["normalized_score"]] for m in measured.values()],
     }
     layers = {snapshot: load_file(snapshots / f"{snapshot}.safetensors") for snapshot in used}
@@ -260,24 +253,34 @@ def compact_json(value: dict) -> str:
     return re.sub(r"[\[{][^][{}]+[\]}]", lambda match: re.sub(r"\n *", " ", match[0]), text) + "\n"
 
 
-def measure(weights: dict[str, np.ndarray], env_id: str, episodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths of `episodes` stochastic episodes, side by side."""
+def measure(weights: dict[str, np.ndarray] | None, env_id: str, episodes: int) -> dict[str, float]:
+    """Returns and lengths of `episodes` stochastic episodes, side by side; without weights, of uniform actions."""
+    from drl import scores
     from drl.behaviour.actor import Actor
     from drl.envs import make_envs
 
-    policy, envs = Actor(weights), make_envs(env_id, episodes)
+    envs = make_envs(env_id, episodes)
     generator = np.random.default_rng(MEASURE_SEED)
     rows = np.arange(episodes)
     observations = envs.reset(rows, list(MEASURE_SEED + rows))
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
-    while len(rows):
-        actions = policy.act(observations, generator.standard_normal((len(rows), *envs.action_space.shape)))
-        result = envs.step(rows, actions)  # the three environments of the tiers take actions in [-1, 1]
+    while len(rows):  # the three environments of the tiers take actions in [-1, 1]
+        shape = (len(rows), *envs.action_space.shape)
+        if weights is None:
+            actions = generator.uniform(-1, 1, shape)
+        else:
+            actions = Actor(weights).act(observations, generator.standard_normal(shape))
+        result = envs.step(rows, actions)
         returns[rows] += result.rewards
         lengths[rows] += 1
         going = ~(result.terminated | result.truncated)
         rows, observations = rows[going], result.observations[going]
-    return returns, lengths
+    return {
+        "return_mean": round(float(returns.mean()), 2),
+        "return_std": round(float(returns.std()), 2),
+        "length_mean": round(float(lengths.mean()), 1),
+        "normalized_score": round(float(scores.normalized_score(returns, scores.reference(env_id)).mean()), 2),
+    }
 
 
 def step_of(path: Path) -> int:

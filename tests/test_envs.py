@@ -1,6 +1,7 @@
 """A row answers as one gymnasium.make environment would, bit for bit, whatever the other rows do."""
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 
@@ -225,3 +226,15 @@ def test_an_environment_that_does_not_fit_says_what_both_have(named, cure):
         "dataset drl/hopper/medium-v0 has observations of dimension 11 and actions of dimension 3, "
         f"but Pendulum-v1 has 3 and 1; {cure}"
     )
+
+
+def test_making_an_environment_says_nothing_of_gymnasiums_own_model_files(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)  # where MuJoCo would leave MUJOCO_LOG.TXT
+    handler = print
+    mujoco.set_mju_user_warning(handler)
+    try:
+        make_envs("HalfCheetah-v5", 2, threads=1).close()
+        assert mujoco.get_mju_user_warning() is handler  # warnings of the physics itself are shown as before
+    finally:
+        mujoco.set_mju_user_warning(None)
+    assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())

@@ -82,7 +82,7 @@ def actor(environment: str, snapshot: str) -> Actor:
 
 def length_mean(environment: str, snapshot: str) -> float:
     """Steps of an episode that a snapshot plays, about."""
-    return 20.0 if snapshot == RANDOM else card(environment)["snapshots"][snapshot]["length_mean"]
+    return card(environment)["snapshots"][snapshot]["length_mean"]
 
 
 def dimensions(environment: str) -> tuple[int, int]:
