@@ -116,8 +116,16 @@ def data_import_d4rl(options) -> None:
     imported = d4rl.convert(options.file, name=options.name, overwrite=options.overwrite)
     print(f"{card.line(imported.dataset)}\n"
           f"dropped     {imported.dropped} steps after the last end of an episode\n"
+          f"gaps        {_told(imported.gaps)}\n"
           f"source      {'' if imported.original else 'not '}D4RL's own file, by its SHA-256\n"
           f"folder      {imported.folder}\ntrain       drl train --dataset {imported.dataset}")
+
+
+def _told(gaps) -> str:
+    if not len(gaps):
+        return "none"
+    return (f"{len(gaps)}: next_observations of step {gaps[0]}{' and others' if len(gaps) > 1 else ''} is not what "
+            "follows; the end of an episode may be unmarked there")
 
 
 def data_show(options) -> None:

@@ -432,10 +432,6 @@ NUMBERS = {
                                  r"step 4, field actions: -1.00\d* in channel 1 is outside \[-1.0, 1.0\]"),
     "no end at all": (wrong_numbers(terminals={...: False}, timeouts={...: False}),
                       ": neither terminals nor timeouts marks the end of an episode; there is nothing to keep"),
-    "an end missing": (wrong_numbers(timeouts={6: False}), "step 6, field next_observations: is not the observation of "
-                       "step 7, and neither terminals nor timeouts marks an end between them"),
-    "a step missing": ({field: np.delete(values, 4, axis=0) for field, values in arrays(episodes()).items()},
-                       "step 3, field next_observations: is not the observation of step 4"),
     "a flag that is no flag": (arrays(episodes()) | {"terminals": np.arange(11)},
                                "step 2, field terminals: must be 0 or 1, got 2"),
     "a flag that is NaN": (arrays(episodes()) | {"timeouts": np.full(11, np.nan)},
@@ -451,14 +447,30 @@ def test_numbers_that_cannot_be_trained_on_are_refused(in_process, tmp_path, nam
 
 
 @pytest.mark.parametrize("step", range(11))
-def test_every_missing_end_is_found_but_the_last(in_process, tmp_path, step):
+def test_every_missing_end_is_told_but_the_last(in_process, tmp_path, step):
     fields = arrays(episodes([1] * 11, ["timeout"] * 11))
     fields["timeouts"][step] = False
-    file = save(tmp_path / NAME, fields)
+    imported = d4rl.convert(save(tmp_path / NAME, fields))
     if step == 10:
-        assert d4rl.convert(file).dropped == 1
+        assert imported.dropped == 1 and not len(imported.gaps)
     else:
-        assert f"step {step}, field next_observations: is not the observation of step {step + 1}" in refusal(file)
+        assert imported.gaps.tolist() == [step] and imported.dropped == 0
+        assert minari.load_dataset(imported.dataset).storage.metadata["source"]["gaps"] == 1
+
+
+def test_a_missing_step_is_told(in_process, tmp_path):
+    fields = {field: np.delete(values, 4, axis=0) for field, values in arrays(episodes()).items()}
+    assert d4rl.convert(save(tmp_path / NAME, fields)).gaps.tolist() == [3]
+
+
+def test_gaps_are_told_on_the_screen(in_process, tmp_path, capfd):
+    fields = arrays(episodes([3, 1], ["timeout"] * 2))
+    assert cli.main(["data", "import-d4rl", save(tmp_path / NAME, fields)]) == 0
+    assert re.search("^gaps +none$", capfd.readouterr().out, re.M)
+    fields["observations"] += np.arange(4)[:, None]
+    assert cli.main(["data", "import-d4rl", save(tmp_path / NAME, fields), "--overwrite"]) == 0
+    told = "gaps        2: next_observations of step 0 and others is not what follows; the end of an episode may be"
+    assert told in capfd.readouterr().out
 
 
 # the machine
