@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from drl import collect, figures, scores
+from drl import figures, scores
+from drl.behaviour.plan import names, size
 from drl.data import minari_files, minari_metadata
 
 BINS = 10  # lines of the histogram in text
@@ -94,9 +95,9 @@ def listing() -> str:
     if not local:
         lines.append("  none")
     lines.append("to collect, without a network")
-    for name in collect.names():
+    for name in names():
         if f"drl/{name}-v0" not in local:
-            lines.append(f"  {f'drl/{name}-v0':<36}{collect.size(name):>9} steps   drl data collect {name}")
+            lines.append(f"  {f'drl/{name}-v0':<36}{size(name):>9} steps   drl data collect {name}")
     lines.append("to download from Minari")
     lines += [f"  {dataset:<36}{'':<15}   drl data download {dataset}" for dataset in REMOTE if dataset not in local]
     lines.append("to import, from D4RL's original files")

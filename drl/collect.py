@@ -1,10 +1,5 @@
 """Collection: roll the behaviour policies out into a local Minari dataset, D4RL-style.
 
-    random           uniform actions
-    medium, expert   one snapshot each, acting stochastically as D4RL's did
-    medium-replay    what the agent saw on its way to medium: random steps, then each snapshot for its share
-    medium-expert    half and half
-
 The plan is a list of shards, small enough to share among cores; a shard's data come from (seed, its number) alone, so
 the same seed gives the same bytes on any number of cores. A shard that is played is kept as a piece in a hidden folder
 beside the datasets until the dataset stands: the same command goes on where it was stopped or killed. Only whole
@@ -16,44 +11,31 @@ import ctypes
 import functools
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from drl import disk, envs, scores
 from drl.behaviour import actor, pieces
-from drl.behaviour.actor import RANDOM
+from drl.behaviour.plan import Work, cut, parse, plan, size
 from drl.behaviour.play import Shard
 from drl.data import minari_files, minari_writer
 from drl.data.store import Recorded
-from drl.errors import UserError, did_you_mean
+from drl.errors import UserError
 from drl.progress import progress
 from drl.versions import versions
 
-TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
-MILLION = 1_000_000
-REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
-SHARD, LEAST = 50_000, 25_000  # steps of a piece of work at most and at least: up to three seconds
-LONGEST = 1_000  # steps of an episode: shards are a multiple, so that long episodes fill them
-PIECES = 10  # a shard is this part of what is still to play
 ROOM = 1.3  # bytes of a dataset over bytes of its arrays: tables of HDF5, and episodes that overshoot
-
-
-class Work(NamedTuple):
-    """A shard, and how many steps the dataset holds once its episodes are in."""
-
-    shard: Shard
-    mark: int
 
 
 def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bool = False) -> Path:
@@ -69,7 +51,7 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
         UserError: the name is unknown, the dataset exists and may not be replaced, another process is collecting it,
             or the disk is full.
     """
-    environment, tier = _parse(name)
+    environment, tier = parse(name)
     dataset_id = f"drl/{environment}/{tier}-v0"
     if dataset_id in minari_files.local_ids() and not overwrite:
         raise UserError(f"dataset {dataset_id} exists already; add --overwrite to collect it anew")
@@ -78,7 +60,7 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
         raise UserError(f"--steps must be positive, got {steps}")
     card = actor.card(environment)
     shares = plan(environment, tier, steps)
-    works = _works(environment, shares, seed)
+    works = cut(environment, shares, seed)
     root = minari_files.root()
     disk.require_space(root, 2 * _bytes(environment, steps), f"collecting {dataset_id}")  # pieces, then the dataset
     told = disk.refusal_told(root, f"dataset {dataset_id}")
@@ -101,47 +83,6 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
         )
         shutil.rmtree(folder)
     return target
-
-
-def plan(environment: str, tier: str, steps: int) -> list[tuple[str, int]]:
-    """Who acts for how many steps, in order: (snapshot or "random", steps); the steps add up to `steps`."""
-    tiers = actor.card(environment)["tiers"]
-    sources = [(RANDOM, 1)] if tier == "random" else [(entry["snapshot"], entry["share"]) for entry in tiers[tier]]
-    shares = np.array([share for _, share in sources], float)
-    marks = np.rint(np.cumsum(shares) / shares.sum() * steps).astype(int)
-    return [(snapshot, int(share)) for (snapshot, _), share in zip(sources, np.diff(marks, prepend=0), strict=True)]
-
-
-def names() -> list[str]:
-    """Every "<env>/<tier>" that can be collected."""
-    return [f"{environment}/{tier}" for environment in actor.environments() for tier in TIERS]
-
-
-def size(name: str) -> int:
-    """Environment steps of a dataset in D4RL."""
-    environment, tier = _parse(name)
-    return {"medium-replay": REPLAY_STEPS[environment], "medium-expert": 2 * MILLION}.get(tier, MILLION)
-
-
-def _parse(name: str) -> tuple[str, str]:
-    environment, _, tier = name.partition("/")
-    if name not in names():
-        raise UserError(f"unknown dataset {name!r}; {did_you_mean(name, names())}")
-    return environment, tier
-
-
-def _works(environment: str, shares: list[tuple[str, int]], seed: int) -> list[Work]:
-    """Every share cut into shards. They grow smaller towards the end, so that all cores end at about the same time."""
-    works, mark = [], 0
-    total = sum(share for _, share in shares)
-    for snapshot, share in shares:
-        end = mark + share
-        while mark < end:
-            count = max(1, round((end - mark) / min(SHARD, max(LEAST, (total - mark) // PIECES))))
-            steps = min(end - mark, math.ceil((end - mark) / count / LONGEST) * LONGEST)
-            works.append(Work(Shard(environment, snapshot, len(works), steps, seed), mark + steps))
-            mark += steps
-    return works
 
 
 def _bytes(environment: str, steps: int) -> int:
@@ -188,31 +129,42 @@ def _interruption_told() -> Iterator[None]:
 
 def _episodes(works: list[Work], folder: Path, label: str, steps: int) -> Iterator[Recorded]:
     """The episodes of the dataset, in order; of each share, whole ones until its mark is reached."""
-    kept = 0
+    kept, began, physics = 0, time.perf_counter(), np.zeros(2)
     with progress(steps, "step", label) as bar:
-        for work, episodes in _play_all(works, folder):
+        for work, episodes in _play_all(works, folder, physics):
             for episode in episodes:
                 if kept >= work.mark:  # the shard before overshot by part of an episode
                     break
                 kept += len(episode.actions)
                 bar.update(len(episode.actions))
                 yield episode
+    seconds, played = physics
+    if played >= kept:  # none was played by an earlier call
+        cores = len(os.sched_getaffinity(0))
+        print(f"{kept / (time.perf_counter() - began):.0f} steps/s; MuJoCo's step alone, on {cores} cores: "
+              f"{cores * played / seconds:.0f}", file=sys.stderr)
 
 
-def _play_all(works: list[Work], folder: Path) -> Iterator[tuple[Work, list[Recorded]]]:
-    """Every shard's episodes, in order: from its piece, or played on all cores."""
+def _play_all(works: list[Work], folder: Path, physics: np.ndarray) -> Iterator[tuple[Work, list[Recorded]]]:
+    """Every shard's episodes, in order: from its piece, or played on all cores; what that takes adds to `physics`."""
     missing = [work.shard for work in works if not pieces.piece_path(folder, work.shard).exists()]
     if len(missing) < len(works):
         print(f"going on: {len(works) - len(missing)} of {len(works)} pieces were played before", file=sys.stderr)
     workers = min(len(os.sched_getaffinity(0)), len(missing))
     if workers <= 1:
-        yield from _in_order(works, folder, missing, lambda shard: functools.partial(pieces.make, shard, folder))
+        def start_here(shard):
+            return functools.partial(pieces.make, shard, folder)
+
+        yield from _in_order(works, folder, missing, start_here, physics)
         return
     # spawned, not forked: threads of torch and mujoco in this process would not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin_worker, (os.getpid(),)) as pool:
         try:
-            yield from _in_order(works, folder, missing, lambda shard: pool.submit(pieces.make, shard, folder).result)
+            def start(shard):
+                return pool.submit(pieces.make, shard, folder).result
+
+            yield from _in_order(works, folder, missing, start, physics)
         except BrokenProcessPool as error:
             raise UserError("a process that played episodes was killed (is the memory full?); what it had played is "
                             "kept; type the same again to go on") from error
@@ -222,13 +174,17 @@ def _play_all(works: list[Work], folder: Path) -> Iterator[tuple[Work, list[Reco
 
 
 def _in_order(
-    works: list[Work], folder: Path, missing: list[Shard], start: Callable[[Shard], Callable[[], None]]
+    works: list[Work],
+    folder: Path,
+    missing: list[Shard],
+    start: Callable[[Shard], Callable[[], np.ndarray]],
+    physics: np.ndarray,
 ) -> Iterator[tuple[Work, list[Recorded]]]:
     """`start` begins to play a shard and returns what waits for its end."""
     waits = {shard.number: start(shard) for shard in missing}
     for work in works:
         if wait := waits.get(work.shard.number):
-            wait()
+            physics += wait()
         episodes = pieces.read(work.shard, folder)
         if episodes is None:  # damaged since it was played
             start(work.shard)()

@@ -149,6 +149,10 @@ class MujocoEnvs:
 
     Constants come from the Gymnasium environment itself, and the order of every sum is the one that it uses: that
     is what makes the bits equal (tests/test_envs.py compares them).
+
+    Attributes:
+        physics_seconds: processor time spent in MuJoCo's step so far: the floor of any roll-out.
+        physics_steps: environment steps made there, all rows counted.
     """
 
     def __init__(self, environment: str, count: int, threads: int):
@@ -161,6 +165,7 @@ class MujocoEnvs:
         self._batch = Batch(self._env.model, nsim=count, nthread=min(threads, count))
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._steps = np.zeros(count, int)
+        self.physics_seconds, self.physics_steps = 0.0, 0
 
     def reset(self, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
         env, scale = self._env, self._env._reset_noise_scale
@@ -183,7 +188,10 @@ class MujocoEnvs:
         which = self._which(rows)
         before = self._qpos[which, 0].copy()
         self._ctrl[which] = actions
+        began = time.process_time()
         self._batch.step(ids=None if which is ALL else rows, nstep=env.frame_skip)
+        self.physics_seconds += time.process_time() - began
+        self.physics_steps += len(rows)
         self._steps[which] += 1
         forward = env._forward_reward_weight * ((self._qpos[which, 0] - before) / self._dt)
         cost = env._ctrl_cost_weight * np.sum(np.square(actions), axis=1)
@@ -194,13 +202,6 @@ class MujocoEnvs:
         healthy = self._healthy(state)
         reward = forward + healthy * env._healthy_reward - cost
         return Transition(self._clipped(state), reward, ~healthy, truncated)
-
-    def physics_seconds(self, rows: np.ndarray, actions: np.ndarray) -> float:
-        """Wall time of the physics alone in a step of these rows, in seconds; a floor to measure against."""
-        self._ctrl[rows] = actions
-        before = time.perf_counter()
-        self._batch.step(ids=rows, nstep=self._env.frame_skip)
-        return time.perf_counter() - before
 
     def close(self) -> None:
         self._env.close()

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from drl import collect, scores
+from drl import scores
 from drl.behaviour import actor
+from drl.behaviour.plan import names as collectable
 from drl.data import minari_files, minari_metadata
-from drl.envs import MujocoEnvs
 from drl.versions import versions
 
-PHYSICS_STEPS = 200_000  # of each dataset, replayed by the physics alone
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 # D4RL v2: episodes, mean and standard deviation of returns, largest return; None: not known. Sources: docs/data.md
 D4RL = {
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the measurements, one JSON file for each dataset")
     parser.add_argument("names", nargs="*", help="<env>/<tier> (default: all)")
     arguments = parser.parse_args()
-    names = arguments.names or collect.names()
+    names = arguments.names or collectable()
     if arguments.verb == "collect":
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -65,15 +64,13 @@ def main() -> None:
 
 
 def measure(name: str) -> dict:
-    """The whole command, from the shell's point of view; the physics alone before it, where the dataset is there
-    from an earlier call, and after it, because the speed of a shared machine wanders."""
+    """The whole command, from the shell's point of view, beside the physics alone, by its own account."""
     dataset = f"drl/{name}-v0"
-    rates = [physics(dataset)] if dataset in minari_files.local_ids() else []
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "drl.cli", "data", "collect", name, "--overwrite"], check=True)
+    command = [sys.executable, "-m", "drl.cli", "data", "collect", name, "--overwrite"]
+    told = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True).stderr
     seconds = time.perf_counter() - began
-    rates.append(physics(dataset))
-    physics_rate = float(np.mean(rates))
+    physics_rate = int(re.search(r"alone, on \d+ cores: (\d+)", told)[1])
     metadata = minari_metadata.read(minari_files.path(dataset))
     environment = minari_metadata.named_environment(metadata)
     store = minari_files.read(dataset)
@@ -89,8 +86,7 @@ def measure(name: str) -> dict:
         "sha256": metadata["sha256"],
         "seconds": round(seconds, 1),
         "rate": round(metadata["total_steps"] / seconds),
-        "physics_rate": round(physics_rate),
-        "physics_rates": [round(rate) for rate in rates],
+        "physics_rate": physics_rate,
         "share": round(metadata["total_steps"] / seconds / physics_rate, 3),
         "replay": compare(store, actor.card(name.partition("/")[0])) if name.endswith("medium-replay") else None,
         "cores": len(os.sched_getaffinity(0)),
@@ -98,35 +94,6 @@ def measure(name: str) -> dict:
         "python": platform.python_version(),
         "versions": versions(),
     }
-
-
-def physics(dataset: str) -> float:
-    """Environment steps per second of the physics alone on all cores: the recorded actions again, from the recorded
-    seeds, with nothing timed but the batched step of MuJoCo."""
-    import minari
-
-    loaded = minari.load_dataset(dataset)
-    chosen = np.random.default_rng(0).permutation(loaded.total_episodes)
-    cores = len(os.sched_getaffinity(0))
-    rows = np.arange(min(64 * cores, loaded.total_episodes // 2))
-    envs = MujocoEnvs(loaded.env_spec.id, len(rows), cores)
-    waiting = iter(chosen)
-    playing: list[np.ndarray | None] = [None] * len(rows)
-    at = np.zeros(len(rows), int)
-    steps, seconds = 0, 0.0
-    while steps < PHYSICS_STEPS:
-        for row in rows:
-            if playing[row] is None or at[row] == len(playing[row]):
-                number = int(next(waiting, -1))
-                if number < 0:
-                    return steps / seconds
-                [about] = loaded.storage.get_episode_metadata([number])
-                playing[row], at[row] = loaded[number].actions, 0
-                envs.reset(np.array([row]), [about["seed"]])
-        seconds += envs.physics_seconds(rows, np.stack([playing[row][at[row]] for row in rows]))
-        steps += len(rows)
-        at += 1
-    return steps / seconds
 
 
 def compare(store, card: dict) -> dict:

@@ -33,7 +33,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.envs"},
     {"drl.behaviour.actor"},
     {"drl.behaviour.play"},
-    {"drl.behaviour.pieces"},
+    {"drl.behaviour.pieces", "drl.behaviour.plan"},
     {"drl.behaviour"},
     {"drl.checkpoint", "drl.collect"},
     {"drl.policy_state"},

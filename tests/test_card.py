@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from drl import card, scores
-from drl.collect import names
+from drl.behaviour.plan import names
 from drl.data import minari_writer
 from drl.data.store import Recorded
 from drl.errors import UserError

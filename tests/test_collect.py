@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import minari
 import numpy as np
 import pytest
 
-from drl import collect as collection
 from drl import disk, scores
 from drl.behaviour import actor, pieces
+from drl.behaviour import plan as plans
 from drl.behaviour.actor import Actor
 from drl.behaviour.play import Shard, play
-from drl.collect import TIERS, collect, names, plan, size
+from drl.behaviour.plan import TIERS, names, plan, size
+from drl.collect import collect
 from drl.data import minari_files, minari_writer
 from drl.data.store import EpisodeStore
 from drl.errors import UserError
@@ -277,7 +279,7 @@ def test_the_sizes_are_d4rls():
 @pytest.fixture
 def three_pieces(monkeypatch):
     """Collecting hopper/medium-expert in pieces of a thousand steps on one core; what was played is listed."""
-    monkeypatch.setattr(collection, "SHARD", 1000)
+    monkeypatch.setattr(plans, "SHARD", 1000)
     on_cores(1, monkeypatch)
     played = []
     monkeypatch.setattr(pieces, "play", lambda shard: played.append(shard.number) or play(shard))
@@ -347,8 +349,14 @@ def test_a_collection_that_is_under_way_is_not_joined(interrupted):
     assert str(caught.value) == "another process is collecting drl/hopper/medium-expert-v0; wait for it, or stop it"
 
 
+def test_the_rate_is_told_beside_that_of_the_physics_alone(three_pieces, capfd):
+    collect_pieces()
+    told = re.search(r"^(\d+) steps/s; MuJoCo's step alone, on 1 cores: (\d+)$", capfd.readouterr().err, re.M)
+    assert 0 < int(told[1]) < int(told[2])
+
+
 def test_a_worker_that_is_killed_is_told_and_the_next_call_goes_on(monkeypatch):
-    monkeypatch.setattr(collection, "SHARD", 1000)
+    monkeypatch.setattr(plans, "SHARD", 1000)
     on_cores(2, monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(UserError, match="was killed .* type the same again to go on"):
         patched.setattr(pieces, "make", die)

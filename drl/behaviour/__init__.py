@@ -3,4 +3,6 @@
     <env>.safetensors, <env>.json   snapshots and their card, made by scripts/train_behaviour.py
     actor.py                        a snapshot as a policy
     play.py                         a shard of episodes by one snapshot: what each core does in `drl data collect`
+    plan.py                         which shards make a dataset
+    pieces.py                       played shards on disk
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drl.behaviour.play import Shard, play
+from drl.behaviour.play import Shard, physics, play
 from drl.data.store import Recorded
 
 
@@ -18,8 +18,9 @@ def piece_path(folder: Path, shard: Shard) -> Path:
     return folder / f"piece-{shard.number:06d}.npz"
 
 
-def make(shard: Shard, folder: Path) -> None:
-    """Play a shard and keep its episodes in `folder`."""
+def make(shard: Shard, folder: Path) -> np.ndarray:
+    """Play a shard and keep its episodes in `folder`. Returns what it took of `physics`, (2,)."""
+    before = physics(shard.environment)
     episodes = play(shard)
     path = piece_path(folder, shard)
     partial = path.with_suffix(f".{os.getpid()}")
@@ -34,6 +35,7 @@ def make(shard: Shard, folder: Path) -> None:
             rewards=np.concatenate([episode.rewards for episode in episodes]),
         )
     os.replace(partial, path)
+    return physics(shard.environment) - before
 
 
 def read(shard: Shard, folder: Path) -> list[Recorded] | None:

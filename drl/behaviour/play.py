@@ -36,6 +36,12 @@ def play(shard: Shard) -> list[Recorded]:
         return _Player(shard).play()
 
 
+def physics(environment: str) -> np.ndarray:
+    """Processor time, in seconds, and environment steps that this process has spent in MuJoCo's step, (2,)."""
+    envs = _envs(environment)
+    return np.array([envs.physics_seconds, envs.physics_steps])
+
+
 class _Player:
     """Rows of one environment, each playing an episode; what they see and do is kept tick by tick."""
 
