@@ -141,7 +141,7 @@ def _episodes(works: list[Work], folder: Path, label: str, steps: int) -> Iterat
     seconds, played = physics
     if played >= kept:  # none was played by an earlier call
         cores = len(os.sched_getaffinity(0))
-        print(f"{kept / (time.perf_counter() - began):.0f} steps/s; MuJoCo's step alone, on {cores} cores: "
+        print(f"{kept / (time.perf_counter() - began):.0f} steps/s; the physics alone, on {cores} cores: "
               f"{cores * played / seconds:.0f}", file=sys.stderr)
 
 

@@ -151,7 +151,7 @@ class MujocoEnvs:
     is what makes the bits equal (tests/test_envs.py compares them).
 
     Attributes:
-        physics_seconds: processor time spent in MuJoCo's step so far: the floor of any roll-out.
+        physics_seconds: processor time spent in MuJoCo so far, stepping and restarting: the floor of any roll-out.
         physics_steps: environment steps made there, all rows counted.
     """
 
@@ -169,7 +169,8 @@ class MujocoEnvs:
 
     def reset(self, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
         env, scale = self._env, self._env._reset_noise_scale
-        self._batch.reset(ids=rows)
+        with self._timed():
+            self._batch.reset(ids=rows)
         for row, seed in zip(rows, seeds, strict=True):
             generator, _ = gym.utils.seeding.np_random(int(seed))
             self._qpos[row] = env.init_qpos + generator.uniform(-scale, scale, env.model.nq)
@@ -179,7 +180,8 @@ class MujocoEnvs:
                 noise = generator.uniform(-scale, scale, env.model.nv)
             self._qvel[row] = env.init_qvel + noise
         self._steps[rows] = 0
-        self._batch.forward(ids=rows)
+        with self._timed():
+            self._batch.forward(ids=rows)
         state = self._state(rows)
         return state if self._kind == "HalfCheetah" else self._clipped(state)
 
@@ -188,9 +190,8 @@ class MujocoEnvs:
         which = self._which(rows)
         before = self._qpos[which, 0].copy()
         self._ctrl[which] = actions
-        began = time.process_time()
-        self._batch.step(ids=None if which is ALL else rows, nstep=env.frame_skip)
-        self.physics_seconds += time.process_time() - began
+        with self._timed():
+            self._batch.step(ids=None if which is ALL else rows, nstep=env.frame_skip)
         self.physics_steps += len(rows)
         self._steps[which] += 1
         forward = env._forward_reward_weight * ((self._qpos[which, 0] - before) / self._dt)
@@ -205,6 +206,12 @@ class MujocoEnvs:
 
     def close(self) -> None:
         self._env.close()
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.physics_seconds += time.process_time() - began
 
     def _which(self, rows: np.ndarray) -> np.ndarray | slice:
         """All rows without a copy, which is the usual case."""

@@ -37,7 +37,7 @@ def play(shard: Shard) -> list[Recorded]:
 
 
 def physics(environment: str) -> np.ndarray:
-    """Processor time, in seconds, and environment steps that this process has spent in MuJoCo's step, (2,)."""
+    """Processor time, in seconds, and environment steps that this process has spent in MuJoCo, (2,)."""
     envs = _envs(environment)
     return np.array([envs.physics_seconds, envs.physics_steps])
 

@@ -133,7 +133,7 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
                     h5a.create(group, name.encode(), h5t.NATIVE_INT64, scalar).write(np.array(value, np.int64))
             for name, array in _fields(episode).items():
                 kind = _kind(array.dtype)
-                dataset = h5d.create(group, name.encode(), kind, h5s.create_simple(array.shape), plain)
+                dataset = h5d.create(group, name.encode(), kind, _extent(array.shape), plain)
                 dataset.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(array), kind)
             returns.append(np.sum(episode.rewards, dtype=np.float64))
             lengths.append(len(episode.actions))
@@ -145,6 +145,11 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
         "returns": _short(returns),
         "lengths": _short(lengths),
     }
+
+
+@functools.cache
+def _extent(shape: tuple[int, ...]) -> h5s.SpaceID:
+    return h5s.create_simple(shape)
 
 
 @functools.cache
