@@ -13,15 +13,14 @@ import numpy as np
 
 from drl.behaviour import actor
 from drl.behaviour.actor import RANDOM
-from drl.behaviour.play import Shard
+from drl.behaviour.play import LONGEST, Shard
 from drl.errors import UserError, did_you_mean
 
 TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MILLION = 1_000_000
 REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
 SHARD, LEAST = 50_000, 25_000  # steps of a piece of work at most and at least: up to three seconds
-LONGEST = 1_000  # steps of an episode: shards are a multiple, so that long episodes fill them
-PIECES = 10  # a shard is this part of what is still to play
+PIECES = 10  # a shard is this part of what is still to play; a multiple of the longest episode, which then fills it
 
 
 class Work(NamedTuple):

@@ -16,6 +16,7 @@ from drl.behaviour.actor import RANDOM, actor, card, length_mean
 from drl.data.store import Recorded
 from drl.envs import Envs, make_envs
 
+LONGEST = 1_000  # steps of an episode in all three environments
 ROWS = 50  # environments stepped side by side: a shard of 50,000 steps is one long episode in each
 
 
@@ -60,7 +61,7 @@ class _Player:
         self.reset_seed = np.zeros(ROWS, np.int64)
         self.since = np.zeros(ROWS, int)  # the tick at which it began
         self.begun = 0
-        self.ended = self.ended_steps = 0
+        self.ended_steps = 0
         self.done: dict[int, Recorded] = {}
 
     def play(self) -> list[Recorded]:
@@ -80,9 +81,10 @@ class _Player:
         idle = np.flatnonzero(self.number < 0)
         if not len(idle):
             return
-        guess = length_mean(self.shard.environment, self.shard.snapshot)
-        mean = (guess + self.ended_steps) / (1 + self.ended)
-        under_way = np.maximum(self.tick - self.since[self.number >= 0], mean).sum()
+        # the rest of an episode is taken to be as long as a whole one: those that fall early tell little of the others
+        mean = length_mean(self.shard.environment, self.shard.snapshot)
+        age = self.tick - self.since[self.number >= 0]
+        under_way = np.minimum(age + mean, np.maximum(age, LONGEST)).sum()
         missing = self.shard.steps - self.ended_steps - under_way
         idle = idle[: max(0, math.ceil(missing / mean))]
         if not len(idle):
@@ -119,7 +121,6 @@ class _Player:
                 bool(terminated),
             )
             self.number[row] = -1
-        self.ended += len(ended)
         self.ended_steps += int((t + 1 - self.since[active[ended]]).sum())
 
     def _act(self, observations: np.ndarray, actions: np.ndarray) -> None:
