@@ -121,8 +121,8 @@ def data_import_d4rl(options) -> None:
           f"folder      {imported.folder}\ntrain       drl train --dataset {imported.dataset}")
 
 
-def _told(gaps) -> str:
-    if not len(gaps):
+def _told(gaps: tuple[int, ...]) -> str:
+    if not gaps:
         return "none"
     return (f"{len(gaps)}: next_observations of step {gaps[0]}{' and others' if len(gaps) > 1 else ''} is not what "
             "follows; the end of an episode may be unmarked there")

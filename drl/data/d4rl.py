@@ -70,7 +70,7 @@ class Imported(NamedTuple):
     dataset: str
     folder: Path
     dropped: int
-    gaps: np.ndarray
+    gaps: tuple[int, ...]
     original: bool
 
 
@@ -171,16 +171,17 @@ def _stops(fields: dict[str, np.ndarray], file: str) -> np.ndarray:
     return stops
 
 
-def _gaps(fields: dict[str, np.ndarray], stops: np.ndarray) -> np.ndarray:
+def _gaps(fields: dict[str, np.ndarray], stops: np.ndarray) -> tuple[int, ...]:
     """Steps inside an episode whose next observation is not the observation of the next step: an end may be missing
     there. Told, not refused: what recorded a file may have left out steps on purpose."""
     found, start = [], 0
     for stop in stops.tolist():
         following, next_one = fields["next_observations"][start : stop - 1], fields["observations"][start + 1 : stop]
-        apart = ~(np.abs(following - next_one) <= ROUNDING * (1 + np.abs(next_one))).all(axis=1)
-        found.append(start + np.flatnonzero(apart))
+        with np.errstate(all="ignore"):  # numbers that are none are refused when their episode's turn comes
+            apart = ~(np.abs(following - next_one) <= ROUNDING * (1 + np.abs(next_one))).all(axis=1)
+        found += (start + np.flatnonzero(apart)).tolist()
         start = stop
-    return np.concatenate(found)
+    return tuple(found)
 
 
 def _episodes(
