@@ -119,7 +119,9 @@ def test_running_out_of_cpu_time_is_said_in_the_same_words(monkeypatch):
 
 def test_an_interrupt_kills_the_child(tmp_path):
     pid = tmp_path / "pid"
-    caller = f"from drl.data import guard; guard.call('guarded:sleep', {str(pid)!r}, memory=2**30, seconds=99)"
+    # a shell that starts the tests in the background has them ignore SIGINT, and children inherit that
+    caller = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from drl.data import guard; "
+              f"guard.call('guarded:sleep', {str(pid)!r}, memory=2**30, seconds=99)")
     with subprocess.Popen([sys.executable, "-c", caller], stderr=subprocess.PIPE, process_group=0) as process:
         while not (pid.exists() and pid.read_text()):
             assert process.poll() is None
