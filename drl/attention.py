@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drl.config import ModelConfig
-from drl.kernels import NULL_KEY, LinearAttentionState, linear_attention, linear_attention_step
+from drl.kernels import LinearAttentionState, linear_attention_packed, linear_attention_step
 
 
 class LinearAttention(nn.Module):
@@ -21,24 +21,35 @@ class LinearAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, state: LinearAttentionState | None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        state: LinearAttentionState | None,
+        restart: Tensor | None,
     ) -> tuple[Tensor, LinearAttentionState]:
-        """x (B, T, D); mask (B, T), False where a token must leave no trace; state after this chunk comes back."""
-        return self._run(linear_attention, x, mask, state)
-
-    def step(
-        self, x: Tensor, mask: Tensor | None, state: LinearAttentionState | None
-    ) -> tuple[Tensor, LinearAttentionState]:
-        return self._run(linear_attention_step, x, mask, state)
-
-    def _run(self, operator, x_BTD, mask_BT, state):
-        q_BTHK, k_BTHK, v_BTHK = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        if mask_BT is not None:
-            k_BTHK = k_BTHK.masked_fill(~mask_BT[..., None, None], NULL_KEY[self.feature_map])
-        out_BTHK, state = operator(
-            q_BTHK, k_BTHK, v_BTHK, state, feature_map=self.feature_map, backend=self.backend
+        """x (B, T, D); mask (B, T), False where a token must leave no trace; restart (B,), True where the past in
+        `state` is forgotten. The state after this chunk comes back."""
+        out_BTHK, state = linear_attention_packed(
+            self._qkv(x), state, mask=mask, restart=restart, feature_map=self.feature_map, backend=self.backend
         )
         return self.out(out_BTHK.flatten(2)), state
+
+    def step(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        state: LinearAttentionState | None,
+        restart: Tensor | None,
+    ) -> tuple[Tensor, LinearAttentionState]:
+        """`forward` for the few tokens of one environment step, without gradient."""
+        out_BTHK, state = linear_attention_step(
+            *self._qkv(x).unbind(2), state,
+            mask=mask, restart=restart, feature_map=self.feature_map, backend=self.backend
+        )
+        return self.out(out_BTHK.flatten(2)), state
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1))
 
 
 class SoftmaxAttention(nn.Module):
@@ -50,7 +61,7 @@ class SoftmaxAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, mask: Tensor | None, state: None, restart: Tensor | None) -> tuple[Tensor, None]:
         """As LinearAttention; padding is on the right, so the causal order alone hides it."""
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0

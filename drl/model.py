@@ -33,9 +33,16 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: LinearAttentionState | None, step: bool = False):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        state: LinearAttentionState | None,
+        restart: Tensor | None,
+        step: bool = False,
+    ):
         attend = self.attention.step if step else self.attention
-        mixed_BTD, state = attend(self.norm_attention(x), mask, state)
+        mixed_BTD, state = attend(self.norm_attention(x), mask, state, restart)
         x = x + self.dropout(mixed_BTD)
         return x + self.dropout(self.mlp(self.norm_mlp(x))), state
 
@@ -85,6 +92,7 @@ class DecisionTransformer(nn.Module):
         timesteps: Tensor,
         mask: Tensor | None = None,
         state: ModelState | None = None,
+        restart: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Predict every action of a chunk of L steps from what precedes it.
 
@@ -95,6 +103,7 @@ class DecisionTransformer(nn.Module):
             timesteps: steps since the episode began, integer, (B, L).
             mask: True where a step is real, (B, L); None: all are. Padding stands on the right.
             state: what came before the chunk; None: nothing.
+            restart: True in rows whose past in `state` is forgotten before the chunk, (B,); None: in none.
 
         Returns:
             Predicted actions (B, L, A) and the state after the chunk. Steps with a False mask leave no trace in it.
@@ -104,7 +113,7 @@ class DecisionTransformer(nn.Module):
             [self._embed_return(returns_to_go), self.embed_observation(observations), self.embed_action(actions)], dim=2
         )
         mask_BT = None if mask is None else mask.repeat_interleave(3, dim=1)
-        x_BTD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state)
+        x_BTD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state, restart)
         return self._read_out(x_BTD[:, 1::3]), state
 
     @torch.no_grad()
@@ -142,7 +151,7 @@ class DecisionTransformer(nn.Module):
         )
         mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
         mask_BT[:, 0] = ~first
-        x_BTD, state = self._trunk(x_BTD, mask_BT, tuple(layer.restart(first) for layer in state), step=True)
+        x_BTD, state = self._trunk(x_BTD, mask_BT, state, first, step=True)
         return self._read_out(x_BTD[:, 2]), state
 
     def _embed_return(self, return_to_go: Tensor) -> Tensor:
@@ -152,12 +161,17 @@ class DecisionTransformer(nn.Module):
         return self.embed_timestep(timestep.clamp(max=self.config.max_timesteps - 1))
 
     def _trunk(
-        self, x_BTD: Tensor, mask_BT: Tensor | None, state: ModelState | None, step: bool = False
+        self,
+        x_BTD: Tensor,
+        mask_BT: Tensor | None,
+        state: ModelState | None,
+        restart: Tensor | None,
+        step: bool = False,
     ) -> tuple[Tensor, ModelState]:
         x_BTD = self.dropout(self.norm_embedding(x_BTD))
         future = []
         for block, past in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
-            x_BTD, after = block(x_BTD, mask_BT, past, step)
+            x_BTD, after = block(x_BTD, mask_BT, past, restart, step)
             future.append(after)
         return x_BTD, tuple(future)
 

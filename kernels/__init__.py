@@ -9,6 +9,7 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
 
     reference.py     the recurrence in a Python loop, any float dtype          the oracle
     chunked.py       quadratic inside a chunk, a running sum between chunks    training and acting, any device
+    triton/          fused kernels                                              training and acting, on a GPU
     feature_map.py   phi
 
 This package knows no reinforcement learning and imports only torch. Dimension key, used as suffixes throughout
@@ -17,19 +18,20 @@ This package knows no reinforcement learning and imports only torch. Dimension k
     B batch    T tokens    H heads    K features per head    V values per head    C chunk    N chunks
 """
 
-from drl.kernels.feature_map import FEATURE_MAPS, NULL_KEY
+from drl.kernels.feature_map import FEATURE_MAPS
 from drl.kernels.linear_attention import (
     LinearAttentionState,
     available_backends,
     linear_attention,
+    linear_attention_packed,
     linear_attention_step,
 )
 
 __all__ = [
     "FEATURE_MAPS",
-    "NULL_KEY",
     "LinearAttentionState",
     "available_backends",
     "linear_attention",
+    "linear_attention_packed",
     "linear_attention_step",
 ]

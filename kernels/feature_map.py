@@ -11,6 +11,3 @@ FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "identity": lambda x: x,  # signed: the denominator may vanish, for tests and for maps applied outside
 }
-
-NULL_KEY = {"elu1": float("-inf"), "relu": float("-inf"), "identity": 0.0}
-"""The key that phi maps to exactly zero: a token with this key leaves no trace in any state or output."""

@@ -5,11 +5,11 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from drl.kernels import chunked, reference
+from drl.kernels import chunked, reference, triton
 from drl.kernels.feature_map import FEATURE_MAPS
 
-BACKENDS = {"reference": reference.attend, "chunked": chunked.attend}
-PLANNED = {"triton": "not part of this version; use 'chunked'", "cpu": "not part of this version; use 'chunked'"}
+TORCH = {"reference": reference.attend, "chunked": chunked.attend}
+PLANNED = {"cpu": "not part of this version; use 'chunked'"}
 STEP_TOKENS = 4
 
 
@@ -56,6 +56,8 @@ def linear_attention(
     v: Tensor,
     state: LinearAttentionState | None = None,
     *,
+    mask: Tensor | None = None,
+    restart: Tensor | None = None,
     feature_map: str = "elu1",
     eps: float = 1e-6,
     backend: str = "auto",
@@ -66,27 +68,56 @@ def linear_attention(
         q, k: queries and keys before the feature map, shape (B, T, H, K), any float dtype.
         v: values, shape (B, T, H, V), of the same dtype and device.
         state: what came before; None is an empty past. It is read, never written.
+        mask: False where a token must leave no trace in later outputs and in the state (its own output is still
+            defined), bool (B, T). None: every token counts.
+        restart: True in rows whose past is forgotten before the first token, bool (B,). None: in none.
         feature_map: "elu1" (elu(x) + 1, the paper's), "relu" or "identity".
         eps: added to the denominator.
-        backend: "auto" or a key of `available_backends()`. An explicit choice never falls back to another.
+        backend: "auto" or a key of `available_backends()`. An explicit choice never falls back to another; "auto" is
+            "triton" for float32, bfloat16 and float16 on a CUDA device, else "chunked".
 
     Returns:
         Output (B, T, H, V) in the dtype of `v`, and the state after token T. Sums and denominators are float32
-        (float64 for float64 inputs). Differentiable in q, k, v and the incoming state, through output and
-        outgoing state.
+        (float64 for float64 inputs), under autocast too. Differentiable in q, k, v and the incoming state, through
+        output and outgoing state.
 
     Raises:
         ValueError: a shape, dtype, device, feature map or backend is outside this contract.
     """
-    attend = _backend(backend)
-    _check(q, k, v, state, feature_map)
-    exact = torch.float64 if v.dtype == torch.float64 else torch.float32
-    if state is None:
-        B, _, H, K = k.shape
-        state = LinearAttentionState.zeros(B, H, K, v.shape[-1], dtype=exact, device=v.device)
-    phi = FEATURE_MAPS[feature_map]
-    out, kv, z = attend(phi(q.to(exact)), phi(k.to(exact)), v.to(exact), *state, eps)
-    return out.to(v.dtype), LinearAttentionState(kv, z)
+    _check(q, k, v, state, mask, restart, feature_map)
+    backend = choose(backend, v)
+    if backend == "triton":
+        out, *after = triton.attend(q, k, v, *(state or (None, None)), mask, restart, feature_map, eps)
+        return out, LinearAttentionState(*after)
+    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
+
+
+def linear_attention_packed(
+    qkv: Tensor,
+    state: LinearAttentionState | None = None,
+    *,
+    mask: Tensor | None = None,
+    restart: Tensor | None = None,
+    feature_map: str = "elu1",
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> tuple[Tensor, LinearAttentionState]:
+    """`linear_attention` on what one projection gives: qkv (B, T, 3, H, K), with q, k and v at [:, :, 0], 1 and 2.
+
+    The same numbers; the gradient comes back packed too, so that nothing is copied to put it together.
+
+    Raises:
+        ValueError: as `linear_attention`, or qkv is not (B, T, 3, H, K).
+    """
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"qkv must be (B, T, 3, H, K), got {tuple(qkv.shape)}")
+    q, k, v = qkv.unbind(2)
+    _check(q, k, v, state, mask, restart, feature_map)
+    backend = choose(backend, qkv)
+    if backend == "triton":
+        out, *after = triton.attend_packed(qkv, *(state or (None, None)), mask, restart, feature_map, eps)
+        return out, LinearAttentionState(*after)
+    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
 
 
 @torch.no_grad()
@@ -96,6 +127,8 @@ def linear_attention_step(
     v: Tensor,
     state: LinearAttentionState | None,
     *,
+    mask: Tensor | None = None,
+    restart: Tensor | None = None,
     feature_map: str = "elu1",
     eps: float = 1e-6,
     backend: str = "auto",
@@ -107,25 +140,58 @@ def linear_attention_step(
     """
     if q.ndim == 4 and not 1 <= q.shape[1] <= STEP_TOKENS:
         raise ValueError(f"a step takes 1 to {STEP_TOKENS} tokens, got {q.shape[1]}; use linear_attention")
-    return linear_attention(q, k, v, state, feature_map=feature_map, eps=eps, backend=backend)
+    _check(q, k, v, state, mask, restart, feature_map)
+    backend = choose(backend, v)
+    if backend == "triton":
+        out, *after = triton.step(q, k, v, *(state or (None, None)), mask, restart, feature_map, eps)
+        return out, LinearAttentionState(*after)
+    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
 
 
 def available_backends() -> dict[str, str | None]:
     """Every backend name: None where it can run on this machine, else the reason why not."""
-    return dict.fromkeys(BACKENDS) | PLANNED
+    return dict.fromkeys(TORCH) | {"triton": triton.unavailable()} | PLANNED
 
 
-def _backend(name: str):
-    if name == "auto":
-        name = "chunked"
-    if name in BACKENDS:
-        return BACKENDS[name]
-    if name in PLANNED:
-        raise ValueError(f"backend {name!r} is unavailable: {PLANNED[name]}")
-    raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(['auto', *available_backends()])}")
+def choose(backend: str, values: Tensor) -> str:
+    """The backend that runs on tensors like `values`, (..., V), when `backend` is asked for.
+
+    Raises:
+        ValueError: the backend is unknown, or cannot run here or on such tensors.
+    """
+    if backend == "auto":
+        return "triton" if values.is_cuda and not triton.unavailable() and not triton.refuses(values) else "chunked"
+    reasons = available_backends()
+    if backend not in reasons:
+        raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(['auto', *reasons])}")
+    reason = reasons[backend] or (triton.refuses(values) if backend == "triton" else None)
+    if reason:
+        raise ValueError(f"backend {backend!r} is unavailable: {reason}")
+    return backend
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None, feature_map: str) -> None:
+def _torch(backend, q, k, v, state, mask, restart, feature_map, eps) -> tuple[Tensor, LinearAttentionState]:
+    """A backend made of torch operators: it takes phi(q) and phi(k), and a token that does not count has a zero key."""
+    B, _, H, K = k.shape
+    phi, exact = FEATURE_MAPS[feature_map], _exact(v)
+    if state is None:
+        state = LinearAttentionState.zeros(B, H, K, v.shape[-1], dtype=exact, device=v.device)
+    elif restart is not None:
+        state = state.restart(restart)
+    with torch.autocast(v.device.type, enabled=False):
+        keys = phi(k.to(exact))
+        if mask is not None:
+            keys = keys.masked_fill(~mask[..., None, None], 0)
+        out, kv, z = TORCH[backend](phi(q.to(exact)), keys, v.to(exact), *state, eps)
+    return out.to(v.dtype), LinearAttentionState(kv, z)
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    """What sums and states are kept in."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, state, mask, restart, feature_map: str) -> None:
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"unknown feature_map {feature_map!r}; expected one of {', '.join(FEATURE_MAPS)}")
     if q.ndim != 4 or q.shape != k.shape:
@@ -138,15 +204,19 @@ def _check(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None, 
         raise ValueError(f"q, k, v must share one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k, v must be on one device, got {q.device}, {k.device}, {v.device}")
-    if state is None:
+    B, T, H, K = k.shape
+    _check_part("mask", mask, (B, T), torch.bool, v)
+    _check_part("restart", restart, (B,), torch.bool, v)
+    if state is not None:
+        _check_part("state.kv", state.kv, (B, H, K, v.shape[-1]), _exact(v), v)
+        _check_part("state.z", state.z, (B, H, K), _exact(v), v)
+
+
+def _check_part(name: str, part: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, v: Tensor) -> None:
+    if part is None:
         return
-    B, _, H, K = k.shape
-    exact = torch.float64 if v.dtype == torch.float64 else torch.float32
-    for name, part, shape in (("kv", state.kv, (B, H, K, v.shape[-1])), ("z", state.z, (B, H, K))):
-        if tuple(part.shape) != shape:
-            raise ValueError(
-                f"state.{name} must have shape {shape}, got {tuple(part.shape)}; "
-                "a state belongs to the batch that produced it"
-            )
-        if part.dtype != exact or part.device != v.device:
-            raise ValueError(f"state.{name} must be {exact} on {v.device}, got {part.dtype} on {part.device}")
+    if tuple(part.shape) != shape:
+        belongs = "; a state belongs to the batch that produced it" if name.startswith("state") else ""
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(part.shape)}{belongs}")
+    if part.dtype != dtype or part.device != v.device:
+        raise ValueError(f"{name} must be {dtype} on {v.device}, got {part.dtype} on {part.device}")

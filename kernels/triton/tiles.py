@@ -1,0 +1,51 @@
+"""What the kernels share: addresses of tiles, phi and its derivative, products with a stated precision.
+
+Dimension key of the kernels: C tokens of a chunk, K features, V values; a tile may be a block of the last two.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(base, stride, first, last, columns, width, dtype: tl.constexpr, C: tl.constexpr):
+    """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column `width`."""
+    base += tl.cast(first, tl.int64) * stride
+    rows = tl.arange(0, C)
+    inside = (first + rows < last)[:, None] & (columns < width)[None, :]
+    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(dtype)
+
+
+@triton.jit
+def store_tile(base, stride, first, last, columns, width, values, C: tl.constexpr):
+    """The inverse of load_tile: nothing is written outside."""
+    base += tl.cast(first, tl.int64) * stride
+    rows = tl.arange(0, C)
+    inside = (first + rows < last)[:, None] & (columns < width)[None, :]
+    tl.store(base + rows[:, None] * stride + columns[None, :], values.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def phi(x, MAP: tl.constexpr):
+    """The feature map, of float32."""
+    if MAP == "elu1":
+        x = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+    elif MAP == "relu":
+        x = tl.maximum(x, 0.0)
+    return x
+
+
+@triton.jit
+def phi_backward(gradient, x, MAP: tl.constexpr):
+    """Gradient before the feature map from the gradient after it; x as it was before."""
+    if MAP == "elu1":
+        gradient = tl.where(x > 0, gradient, gradient * tl.exp(tl.minimum(x, 0.0)))
+    elif MAP == "relu":
+        gradient = tl.where(x > 0, gradient, 0.0)
+    return gradient
+
+
+@triton.jit
+def dot(a, b, dtype: tl.constexpr):
+    """a @ b in float32, of operands rounded to `dtype`; float32 operands are multiplied exactly, never as TF32."""
+    return tl.dot(a.to(dtype), b.to(dtype), input_precision="ieee")
