@@ -33,8 +33,8 @@ class ModelConfig:
     feature_map: Literal["elu1", "relu", "identity"] = "elu1"
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
-    backend: Literal["auto", "reference", "chunked"] = "auto"
-    """how the linear attention is computed"""
+    backend: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    """how the linear attention is computed; auto: triton on a GPU, chunked elsewhere"""
 
     dropout: float = 0.0
     """share of activations dropped in training, 0 to 1"""
