@@ -6,7 +6,6 @@ in a child process with limits of memory and time.
 
 import difflib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -91,12 +90,10 @@ def pack(dataset_id: str, target: str) -> None:
     if (version := str(metadata.get("minari_version"))) not in minari.supported_dataset_versions:
         raise UserError(f"dataset {dataset_id} is of Minari {version!r:.20}, which is not one that Minari "
                         f"{minari.__version__} reads; type: pip install --upgrade minari")
-    if "sha256" in metadata:
-        with open(folder / "data" / MAIN, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != metadata["sha256"]:
-                raise UserError(f"dataset {dataset_id}: {MAIN} is not as it was written (its SHA-256 is not the one in "
-                                f"metadata.json); {_cure(dataset_id)}; if you changed it on purpose, take \"sha256\" "
-                                f"out of {folder / 'data' / 'metadata.json'}")
+    if "sha256" in metadata and disk.sha256(folder / "data" / MAIN) != metadata["sha256"]:
+        raise UserError(f"dataset {dataset_id}: {MAIN} is not as it was written (its SHA-256 is not the one in "
+                        f"metadata.json); {_cure(dataset_id)}; if you changed it on purpose, take \"sha256\" out of "
+                        f"{folder / 'data' / 'metadata.json'}")
     with progress(metadata["total_steps"], "step", f"packing {dataset_id}") as bar:
         episodes = _episodes(dataset_id, metadata, bar.update)
         counts = packed.write(episodes, minari_metadata.spaces(metadata, dataset_id), dataset_id, Path(target))
