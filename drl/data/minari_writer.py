@@ -8,6 +8,7 @@ disk takes the process with it (SIGSEGV), a plain write says what is wrong.
 
 import functools
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -126,7 +127,7 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
     # h5py's lower level: its upper one takes three times as long for an episode of twenty steps
     memory = {"driver": "core", "backing_store": False, "block_size": 16 << 20, "meta_block_size": 1 << 20}
     with h5py.File(MAIN, "w", **memory) as file:
-        for number, episode in enumerate(_chain(first, rest)):
+        for number, episode in enumerate(itertools.chain([first], rest)):
             group = h5g.create(file.id, f"episode_{number}".encode())
             for name, value in {"id": number, "seed": episode.seed, "total_steps": len(episode.actions)}.items():
                 if value is not None:
@@ -159,8 +160,3 @@ def _kind(dtype: np.dtype) -> h5t.TypeID:
 
 def _short(values: list[float]) -> dict[str, float]:
     return {name: round(float(getattr(np, name)(values)), 3) for name in ("mean", "std", "min", "max")}
-
-
-def _chain(first: Recorded, rest: Iterator[Recorded]) -> Iterator[Recorded]:
-    yield first
-    yield from rest
