@@ -20,10 +20,11 @@ from drl.behaviour import actor, pieces
 from drl.behaviour import plan as plans
 from drl.behaviour.actor import Actor
 from drl.behaviour.play import Shard, play
-from drl.behaviour.plan import TIERS, names, plan, size
+from drl.behaviour.plan import TIERS, cut, names, plan, size
 from drl.collect import collect
 from drl.data import minari_files, minari_writer
 from drl.data.store import EpisodeStore
+from drl.envs import max_episode_steps
 from drl.errors import UserError
 from drl.versions import versions
 
@@ -150,6 +151,19 @@ def test_medium_expert_is_half_and_half_by_steps(collected):
 def test_a_plan_adds_up_to_the_steps(tier, steps):
     shares = [share for _, share in plan("hopper", tier, steps)]
     assert sum(shares) == steps and min(shares) >= 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_shards_are_whole_episodes_of_full_length_but_for_the_last_of_a_share(name):
+    environment, tier = name.split("/")
+    shares = plan(environment, tier, size(name))
+    works = cut(environment, shares, seed=0)
+    marks, limit = np.cumsum([share for _, share in shares]), max_episode_steps(actor.card(environment)["environment"])
+
+    steps = np.diff([work.mark for work in works], prepend=0)
+    assert steps.tolist() == [work.shard.steps for work in works]
+    assert set(marks) <= {work.mark for work in works}
+    assert {work.shard.steps % limit for work in works if work.mark not in marks} <= {0}
 
 
 @pytest.mark.parametrize("environment", sorted(EXPERT_SCORES))
