@@ -1,6 +1,7 @@
 """Collected data: the same seed gives the same bits on any number of cores, and Gymnasium would have said the same."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -15,6 +17,7 @@ import minari
 import numpy as np
 import pytest
 
+from drl import collect as collection
 from drl import disk, scores
 from drl.behaviour import actor, pieces
 from drl.behaviour import plan as plans
@@ -28,6 +31,7 @@ from drl.envs import max_episode_steps
 from drl.errors import UserError
 from drl.versions import versions
 
+DOCS = Path(__file__).parents[1] / "docs"
 STEPS = 3000
 CARD = actor.card("hopper")
 EXPERT_SCORES = {"hopper": 90, "halfcheetah": 70, "walker2d": 85}  # at least, normalised
@@ -388,6 +392,42 @@ def test_a_full_disk_is_told_before_anything_is_played(three_pieces, monkeypatch
     with pytest.raises(UserError, match=r"collecting drl/hopper/medium-v0 needs \d+ MB in .*, 100 MB are free"):
         collect("hopper/medium")
     assert three_pieces == []
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_room_that_is_asked_for_is_what_a_dataset_of_full_size_takes(name, tmp_path, monkeypatch):
+    """Its file, as docs/data/ has it, and its pieces: the same numbers without flags and tables."""
+    measured = json.loads((DOCS / "data" / f"{name.replace('/', '-')}.json").read_text())
+    environment, tier = name.split("/")
+    observation_dim, action_dim = actor.dimensions(environment)
+    steps, episodes = measured["steps"], measured["episodes"]
+    in_pieces = steps * (8 * observation_dim + 4 * action_dim + 8) + episodes * 8 * observation_dim
+    taken = measured["megabytes"] * 1e6 + in_pieces
+
+    asked = collection._bytes(cut(environment, plan(environment, tier, size(name)), seed=0), tmp_path)
+    assert taken < asked < 1.15 * taken
+
+
+@pytest.mark.parametrize("snapshot", ["random", MEDIUM])
+def test_the_size_of_a_piece_is_known_before_it_is_played(snapshot, tmp_path):
+    shard = Shard("hopper", snapshot, 0, 8000, 0)
+    pieces.make(shard, tmp_path)
+    beyond = sum(len(episode.actions) for episode in pieces.read(shard, tmp_path)) - shard.steps  # of the last episode
+    observation_dim, action_dim = actor.dimensions("hopper")
+    expected = pieces.size(shard) + beyond * (8 * observation_dim + 4 * action_dim + 8)
+    # the episodes are a few more or fewer than the card says: a hundred bytes each
+    assert pieces.piece_path(tmp_path, shard).stat().st_size == pytest.approx(expected, rel=0.01)
+
+
+def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
+    (pieces_folder() / "piece-000001.npz").unlink()
+    works = cut("hopper", plan("hopper", "medium-expert", 3000), seed=0)
+    asked = []
+    monkeypatch.setattr(disk, "require_space", lambda folder, needed, what: asked.append(needed))
+    collect_pieces()
+    fresh = collection._bytes(works, folder=minari_files.root() / "none")
+    there = sum(pieces.size(work.shard) for work in works if work.shard.number != 1)
+    assert asked[0] == pytest.approx(fresh - collection.ROOM * there, abs=2)
 
 
 @pytest.mark.slow

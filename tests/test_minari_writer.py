@@ -194,6 +194,13 @@ def test_a_disk_without_room_is_told_before_anything_is_written(monkeypatch):
     assert files(root()) == before
 
 
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (40, 1000), (3000, 1), (3000, 20)])
+def test_the_size_of_a_file_is_known_before_it_is_written(count, length):
+    written = (write(recorded([length]) * count) / "data" / "main_data.hdf5").stat().st_size
+    size = minari_writer.size(steps=count * length, episodes=count, observation_dim=2, action_dim=1)
+    assert abs(size - written) <= minari_writer.BLOCK
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_refuses_all_the_same_is_one_line_and_loses_nothing(number, monkeypatch):
     write(recorded([2, 5]))

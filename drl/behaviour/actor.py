@@ -85,6 +85,7 @@ def length_mean(environment: str, snapshot: str) -> float:
     return card(environment)["snapshots"][snapshot]["length_mean"]
 
 
+@functools.cache
 def dimensions(environment: str) -> tuple[int, int]:
     """Of observations and of actions, as the shipped actors take and give them."""
     weights = load((_files() / f"{environment}.safetensors").read_bytes())

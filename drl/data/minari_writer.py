@@ -29,6 +29,7 @@ from drl.data.minari_remote import datasets_path
 from drl.data.store import Recorded, Spaces
 
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
+TABLES, BLOCK = 2_700, 1 << 20  # bytes of HDF5's own: for an episode, and how many it takes at a time
 
 
 def write(
@@ -78,6 +79,12 @@ def write(
     return target
 
 
+def size(steps: int, episodes: int, observation_dim: int, action_dim: int) -> int:
+    """About the bytes of a dataset of so many steps and episodes, observations and rewards being float64."""
+    step = 8 * observation_dim + 4 * action_dim + 8 + 2
+    return steps * step + episodes * (8 * observation_dim + TABLES) + BLOCK
+
+
 def _frame(
     partial: Path,
     dataset_id: str,
@@ -125,7 +132,7 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
     scalar = h5s.create(h5s.SCALAR)
     returns, lengths = [], []
     # h5py's lower level: its upper one takes three times as long for an episode of twenty steps
-    memory = {"driver": "core", "backing_store": False, "block_size": 16 << 20, "meta_block_size": 1 << 20}
+    memory = {"driver": "core", "backing_store": False, "block_size": 16 << 20, "meta_block_size": BLOCK}
     with h5py.File(MAIN, "w", **memory) as file:
         for number, episode in enumerate(itertools.chain([first], rest)):
             group = h5g.create(file.id, f"episode_{number}".encode())
