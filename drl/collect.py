@@ -27,11 +27,12 @@ import numpy as np
 
 from drl import disk, envs, scores
 from drl.behaviour import actor, pieces
-from drl.behaviour.plan import Work, cut, parse, plan, size
+from drl.behaviour.plan import Work, cut, plan, size
 from drl.behaviour.play import Shard
 from drl.data import minari_files, minari_writer
 from drl.data.store import Recorded
 from drl.errors import UserError
+from drl.names import parse
 from drl.progress import progress
 from drl.versions import versions
 

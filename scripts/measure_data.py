@@ -21,8 +21,8 @@ import numpy as np
 
 from drl import scores
 from drl.behaviour import actor
-from drl.behaviour.plan import names as collectable
 from drl.data import minari_files, minari_metadata
+from drl.names import names as collectable
 from drl.versions import versions
 
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"

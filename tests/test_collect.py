@@ -23,12 +23,13 @@ from drl.behaviour import actor, pieces
 from drl.behaviour import plan as plans
 from drl.behaviour.actor import Actor
 from drl.behaviour.play import Shard, play
-from drl.behaviour.plan import TIERS, cut, names, plan, size
+from drl.behaviour.plan import cut, plan, size
 from drl.collect import collect
 from drl.data import minari_files, minari_writer
 from drl.data.store import EpisodeStore
 from drl.envs import max_episode_steps
 from drl.errors import UserError
+from drl.names import TIERS, names
 from drl.versions import versions
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -167,6 +167,20 @@ def test_a_dataset_of_ours_that_is_not_here_names_the_command_that_makes_it(monk
     )
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "cure"),
+    [
+        ("drl/hoper/medium-v0", "did you mean 'drl/hopper/medium-v0'? type: drl data collect hopper/medium"),
+        ("drl/hopper/medium-v2", "did you mean 'drl/hopper/medium-v0'? type: drl data collect hopper/medium"),
+        ("drl/toy/sprin-v0", "did you mean 'drl/toy/spring-v0'?"),  # it is here
+        ("drl/zzz-v0", "to see which there are, type: drl data list"),
+    ],
+)
+def test_a_misspelt_dataset_of_ours_names_the_right_one_at_once(misspelt, cure):
+    write(recorded([2]))
+    assert refusal(misspelt) == f"dataset {misspelt} is not on this machine; {cure}"
+
+
 MALFORMED = [
     "hopper medium", "drl/toy/spring", "drl//spring-v0", "../spring-v0", "", "/etc/spring-v0", "drl/../../spring-v0",
     "drl/toy/spring-v0\0", "drl/toy/spring-v0\n", "t/spring-v0", "hf://drl/toy/spring-v0", ".", "drl/toy/.spring-v0",

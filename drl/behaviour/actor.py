@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from drl.errors import UserError, did_you_mean
+from drl.names import environments
 
 RANDOM = "random"  # the snapshot that acts uniformly
 LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
@@ -53,11 +54,6 @@ def _affine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     result = x @ weight
     result += bias
     return result
-
-
-def environments() -> list[str]:
-    """Short names of the environments whose behaviour policies are shipped, e.g. "hopper"."""
-    return sorted(path.name.removesuffix(".json") for path in _files().iterdir() if path.name.endswith(".json"))
 
 
 @functools.cache

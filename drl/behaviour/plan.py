@@ -14,9 +14,8 @@ import numpy as np
 from drl.behaviour import actor
 from drl.behaviour.actor import RANDOM
 from drl.behaviour.play import Shard, longest
-from drl.errors import UserError, did_you_mean
+from drl.names import parse
 
-TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MILLION = 1_000_000
 REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
 SHARD, LEAST = 50_000, 25_000  # steps of a shard, about, at most and at least: up to three seconds of work
@@ -39,27 +38,10 @@ def plan(environment: str, tier: str, steps: int) -> list[tuple[str, int]]:
     return [(snapshot, int(share)) for (snapshot, _), share in zip(sources, np.diff(marks, prepend=0), strict=True)]
 
 
-def names() -> list[str]:
-    """Every "<env>/<tier>" that can be collected."""
-    return [f"{environment}/{tier}" for environment in actor.environments() for tier in TIERS]
-
-
 def size(name: str) -> int:
     """Environment steps of a dataset in D4RL."""
     environment, tier = parse(name)
     return {"medium-replay": REPLAY_STEPS[environment], "medium-expert": 2 * MILLION}.get(tier, MILLION)
-
-
-def parse(name: str) -> tuple[str, str]:
-    """Environment and tier of "<env>/<tier>".
-
-    Raises:
-        UserError: it cannot be collected; names the near miss.
-    """
-    environment, _, tier = name.partition("/")
-    if name not in names():
-        raise UserError(f"unknown dataset {name!r}; {did_you_mean(name, names())}")
-    return environment, tier
 
 
 def cut(environment: str, shares: list[tuple[str, int]], seed: int) -> list[Work]:

@@ -24,6 +24,7 @@ from drl.data import guard, minari_hdf5, minari_metadata, minari_remote, packed
 from drl.data.minari_metadata import MAIN, line
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError, did_you_mean
+from drl.names import names
 from drl.progress import progress
 
 ID = re.compile(r"([\w-]{2,}/)*[\w-]+-v\d+")
@@ -175,8 +176,14 @@ def _episodes(
 
 
 def _cure(dataset_id: str) -> str:
-    """What to type to have a dataset anew."""
+    """What to type to have a dataset anew, or to have the one that was meant."""
     anew = " --overwrite" if (root() / dataset_id).exists() else ""
+    collectable = {f"drl/{name}-v0": name for name in names()}
+    if dataset_id.startswith("drl/") and not anew and dataset_id not in collectable:
+        if not (near := difflib.get_close_matches(dataset_id, {*collectable, *local_ids()}, n=1)):
+            return "to see which there are, type: drl data list"
+        known = f"did you mean {near[0]!r}?"
+        return known if near[0] in local_ids() else f"{known} type: drl data collect {collectable[near[0]]}"
     if made := COLLECTED.fullmatch(dataset_id):
         return f"type: drl data collect {made['name']}{anew}"
     if dataset_id.startswith(OURS):
