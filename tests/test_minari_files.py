@@ -19,27 +19,11 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from drl.data import guard, minari_files, minari_remote, minari_writer
-from drl.data.store import Recorded
 from drl.errors import UserError
+from toys import ENVIRONMENT, ID, recorded
 
-ID = "drl/toy/spring-v0"
 FOREIGN = "other/toy/spring-v0"
-ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
 AGAIN = "type: drl data collect toy/spring --overwrite"
-
-
-def recorded(lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        Recorded(
-            1000 + number,
-            rng.normal(size=(length + 1, 2)),
-            rng.uniform(-1, 1, (length, 1)).astype(np.float32),
-            rng.normal(size=length),
-            number % 2 == 0,
-        )
-        for number, length in enumerate(lengths)
-    ]
 
 
 def write(episodes, dataset_id=ID, **metadata):

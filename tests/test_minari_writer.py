@@ -14,26 +14,11 @@ import pytest
 from drl import disk
 from drl.data import minari_writer
 from drl.data.minari_files import root
-from drl.data.store import Recorded, Spaces
+from drl.data.store import Spaces
 from drl.errors import UserError
+from toys import ENVIRONMENT, ID, recorded
 
-ID = "drl/toy/spring-v0"
-ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
 EXTRA = {"collection_seed": 11, "behaviour": [{"snapshot": "spring", "steps": 5}], "versions": {"drl": "0"}}
-
-
-def recorded(lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        Recorded(
-            1000 + number,
-            rng.normal(size=(length + 1, 2)),
-            rng.uniform(-1, 1, (length, 1)).astype(np.float32),
-            rng.normal(size=length),
-            number % 2 == 0,
-        )
-        for number, length in enumerate(lengths)
-    ]
 
 
 def write(episodes, dataset_id=ID, reference=(-20.5, 3234.25), **more):
