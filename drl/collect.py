@@ -64,7 +64,7 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
     works = cut(environment, shares, seed)
     told = disk.refusal_told(minari_files.root(), f"dataset {dataset_id}")
     pieces_folder = _pieces_folder(dataset_id, _recipe(environment, works))
-    with _interruption_told(), told, pieces_folder as folder, envs.quiet(card["environment"]):  # Minari makes one
+    with _interruption_told(), told, pieces_folder as folder:
         disk.require_space(minari_files.root(), _bytes(works, folder), f"collecting {dataset_id}")
         target = minari_writer.write(
             dataset_id,
@@ -80,6 +80,7 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
                 "behaviour": [{"snapshot": snapshot, "steps": share} for snapshot, share in shares],
                 "versions": versions(),
             },
+            making=envs.quiet(card["environment"]),
         )
         shutil.rmtree(folder)
     return target

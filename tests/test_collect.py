@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import gymnasium as gym
 import minari
+import mujoco
 import numpy as np
 import pytest
 
@@ -372,6 +373,17 @@ def test_the_rate_is_told_beside_that_of_the_physics_alone(three_pieces, capfd):
     collect_pieces()
     told = re.search(r"^(\d+) steps/s; the physics alone, on 1 cores: (\d+)$", capfd.readouterr().err, re.M)
     assert 0 < int(told[1]) < int(told[2])
+
+
+def test_mujoco_is_heard_of_the_physics_but_not_of_gymnasiums_own_model_files(three_pieces, monkeypatch):
+    said, listening = [], []
+    monkeypatch.setattr(pieces, "play", lambda shard: listening.append(mujoco.get_mju_user_warning()) or play(shard))
+    mujoco.set_mju_user_warning(said.append)
+    try:
+        collect("halfcheetah/random", steps=10)
+    finally:
+        mujoco.set_mju_user_warning(None)
+    assert listening == [said.append] and said == []
 
 
 def test_a_worker_that_is_killed_is_told_and_the_next_call_goes_on(monkeypatch):

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def write(
     description: str,
     extra: dict[str, Any],
     spaces: Spaces | None = None,
+    making: AbstractContextManager = nullcontext(),
 ) -> Path:
     """Create a local dataset, or replace one, whole or not at all. Returns its folder.
 
@@ -54,6 +56,7 @@ def write(
         description: for people.
         extra: further metadata.
         spaces: given where the data were not recorded in `environment`, which is then named for evaluation alone.
+        making: entered while Minari makes the environment, which it does to find out its spaces.
 
     Raises:
         UserError: the disk has no room for it; names the bytes needed and free.
@@ -64,7 +67,8 @@ def write(
     image, summary = _image(first, episodes)
     disk.require_space(root(), len(image), f"dataset {dataset_id}")
     with disk.refusal_told(root(), f"dataset {dataset_id}"), disk.scratch(root()) as partial:
-        storage = _frame(partial, dataset_id, first, environment, algorithm, reference, description, spaces)
+        with making:
+            storage = _frame(partial, dataset_id, first, environment, algorithm, reference, description, spaces)
         main = partial / dataset_id / "data" / MAIN
         main.write_bytes(image)
         storage.update_metadata(
