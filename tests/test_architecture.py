@@ -16,7 +16,7 @@ MODULES = {
 }
 FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker"},
-    {"drl.disk", "drl.figures"},
+    {"drl.disk", "drl.figures", "drl.names"},
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
     {"drl.kernels.triton.tiles"},
