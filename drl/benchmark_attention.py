@@ -107,12 +107,14 @@ def measure_all(
                 for cell, make_calls in counted:  # after all times of the shape: a profiler may leave traces
                     _count(cell, make_calls)
                 keep(cells)
+                torch.cuda.empty_cache()  # graphs leave their memory reserved; without CUDA this does nothing
                 if stopped:
                     break
     except KeyboardInterrupt:
         stopped = "Interrupted"
     except Exception as broken:  # inputs no longer fit or the device is gone; what was measured until then is told
         stopped = f"Stopped by {one_line(broken)}"
+    cells = [cell for cell in cells if cell.timing or cell.failure]  # not one that was interrupted
     return cells, f"{stopped}: {len(cells)} of {total} rows." if stopped else ""
 
 
@@ -168,5 +170,7 @@ def _measure(
 def _count(cell: Cell, make_calls: Callable[[], list[Call]]) -> None:
     try:
         cell.timing.launches = launches(make_calls()[0])
+        if cell.timing.launches is None and torch.cuda.is_available():
+            cell.timing.notes.append("launches not counted: the profiler recorded none")
     except Exception as failure:
         cell.timing.notes.append(f"launches not counted: {one_line(failure)}")

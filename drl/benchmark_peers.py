@@ -194,7 +194,11 @@ def _fast_transformers(feature_map: str, source: str) -> list[Operator]:
         raise _Missing(f"no such file: {source}")
     from torch.utils import cpp_extension
 
-    extension = cpp_extension.load("causal_product_cuda", [source])
+    try:
+        extension = cpp_extension.load("causal_product_cuda", [source])
+    except RuntimeError as error:  # the compiler's output follows its command lines
+        reasons = [line.strip() for line in str(error).splitlines() if "error" in line and "Error building" not in line]
+        raise _Missing(f"{source} does not build: {reasons[0][:300] if reasons else one_line(error)}") from error
     phi = FEATURE_MAPS[feature_map]
 
     class CausalProduct(torch.autograd.Function):

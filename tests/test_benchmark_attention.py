@@ -197,6 +197,14 @@ def test_no_row_begins_after_the_limit():
     assert not cells and stopped == "Stopped after 1e-09 s: 0 of 2 rows."
 
 
+def test_what_was_measured_before_an_interruption_is_told():
+    def interrupted(q, k, v):
+        raise KeyboardInterrupt
+
+    cells, stopped = measure_all([chunked(), Operator("peer", "peers", interrupted)], [SMALL], QUICK, "cpu")
+    assert [c.operator for c in cells] == ["chunked", "chunked"] and stopped == "Interrupted: 2 of 4 rows."
+
+
 def test_what_is_missing_is_named_with_its_reason():
     found, missing = benchmark_peers.operators("", feature_map="elu1", step=False, fast_transformers="")
     assert {"chunked", "chunked-compiled", "softmax"} <= {operator.name for operator in found}
@@ -229,3 +237,29 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_p
 def test_the_default_shapes_are_shapes():
     for text in benchmark_attention.SHAPES.values():
         assert all(Shape.parse(part) for part in text.split())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("step", [False, True])
+def test_on_a_gpu_graphs_are_timed_kernels_counted_and_memory_seen(step):
+    operators, _ = benchmark_peers.operators("triton,chunked", feature_map="elu1", step=step, fast_transformers="")
+    protocol = Protocol(seconds=0, dtype="float32" if step else "bfloat16", step=step)
+    cells, stopped = measure_all(operators, [Shape(64, 3 if step else 60, 4, 32)], protocol, "cuda")
+    assert not stopped
+    for measured in cells:
+        assert measured.ranked and measured.timing.graph_us and not measured.timing.notes, measured
+        assert measured.timing.launches > 0 and measured.timing.memory_mb > 0 and measured.sets >= 4
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_what_cannot_be_captured_keeps_its_eager_time():
+    def waits(q, k, v):
+        out, _ = linear_attention(q, k, v)
+        return out * float(out.isfinite().all())  # waits for the device, which a capture refuses
+
+    operators = [Operator("peer", "peers", waits), Operator("other", "peers", waits, capturable=False)]
+    cells, stopped = measure_all(operators, [SMALL], QUICK, "cuda")
+    assert not stopped and all(c.ranked and c.timing.graph_us is None for c in cells)
+    assert all(c.timing.notes[0].startswith("no graph: ") for c in cells)
+    (after, _), _ = measure_all([chunked()], [SMALL], QUICK, "cuda")
+    assert after.timing.graph_us, "a capture that fails must not spoil the next"
