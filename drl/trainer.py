@@ -6,12 +6,15 @@ time), the forward pass sees the whole past, as acting does. arXiv 2507.02782 sh
 states that its training never visited.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
+from drl.captured import Captured
 from drl.checkpoint import Checkpoint
 from drl.config import Config
-from drl.data.sampling import make_sampler
+from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.model import DecisionTransformer, ModelState
 from drl.versions import versions
@@ -20,8 +23,8 @@ from drl.versions import versions
 class Trainer:
     """Model, optimizer, sampler and the states of the streams: everything that one update changes.
 
-    On a CUDA device the update is captured once as a CUDA graph and replayed: the host reads nothing and launches
-    one graph instead of some four hundred kernels. Everything that survives an update is therefore written in place.
+    Groups of streams take turns, and each keeps states of its own. On a CUDA device the update of a group is captured
+    as a CUDA graph and replayed: everything that survives an update is therefore written in place.
     """
 
     def __init__(self, config: Config, store: EpisodeStore):
@@ -29,7 +32,7 @@ class Trainer:
         device, settings = config.device, config.train
         spaces = store.spaces
         self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
-        self.sampler = make_sampler(settings, store, config.seed, device)
+        self.sampler = make_sampler(settings, Steps(store, device), config.seed)
         self.learning_rate = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -38,45 +41,40 @@ class Trainer:
             fused=True,
             capturable=is_cuda(device),
         )
-        self.state: ModelState = self.model.initial_state(self.sampler.streams)
-        self._captured = _Captured(self) if is_cuda(device) else None
+        rows, groups = self.sampler.batch_size, self.sampler.groups
+        self.states: list[ModelState] = [self.model.initial_state(rows) for _ in range(groups)]
+        self._captured = Captured(device, [self.sampler.generator]) if is_cuda(device) else None
 
     def update(self, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One gradient step. Returns the loss and the gradient's norm before clipping, still on the device."""
+        """One gradient step. Returns the loss and the gradient's norm before clipping, still on the device; read them
+        before the next update."""
         self.learning_rate.fill_(learning_rate)
+        group = self.step % self.sampler.groups
+        descend = functools.partial(self.descend, group)
+        result = descend() if self._captured is None else self._captured(group, descend)
         self.step += 1
-        return self.descend() if self._captured is None else self._captured.replay()
+        return result
 
-    def descend(self) -> tuple[Tensor, Tensor]:
+    def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
-        batch = self.sampler.next()
-        past = tuple(layer and layer.select(batch.streams).restart(batch.restart) for layer in self.state)
-        predicted, state = self.model(
-            batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past
-        )
-        loss = action_loss(predicted, batch.actions, batch.mask)
+        batch, past = self.sampler.next(group), self.states[group]
+        loss, state = batch_loss(self.model, batch, past)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
         self.optimizer.step()
-        self._carry(state, batch.streams)
+        _keep(past, state)
         return loss.detach(), grad_norm
-
-    @torch.no_grad()
-    def _carry(self, state: ModelState, streams: Tensor) -> None:
-        for kept, layer in zip(self.state, state, strict=True):
-            if kept is not None:
-                kept.kv.index_copy_(0, streams, layer.kv)
-                kept.z.index_copy_(0, streams, layer.z)
 
     def checkpoint(self) -> Checkpoint:
         """Everything, so that `load` goes on as if nothing had happened."""
         training = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             training |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        for index, layer in enumerate(self.state):
-            if layer is not None:
-                training |= {f"state.{index}.kv": layer.kv, f"state.{index}.z": layer.z}
+        for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
+            if layers[0] is not None:
+                kv, z = map(torch.cat, zip(*layers, strict=True))
+                training |= {f"state.{index}.kv": kv, f"state.{index}.z": z}
         training["rng.cpu"] = torch.get_rng_state()
         if is_cuda(self.config.device):
             training["rng.cuda"] = torch.cuda.get_rng_state(self.config.device)
@@ -105,39 +103,21 @@ class Trainer:
         self.optimizer.load_state_dict(optimizer)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate  # loading put another tensor in its place
         states = _under("state.", saved)
-        for i, layer in enumerate(self.state):
-            if layer is not None:
-                layer.kv.copy_(states[f"{i}.kv"])
-                layer.z.copy_(states[f"{i}.z"])
+        for index, layers in enumerate(zip(*self.states, strict=True)):
+            if layers[0] is not None:
+                kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
+                _keep(layers, zip(kv, z, strict=True))
         torch.set_rng_state(saved["rng.cpu"])
         if is_cuda(device) and "rng.cuda" in saved:
             torch.cuda.set_rng_state(saved["rng.cuda"], self.config.device)
 
 
-class _Captured:
-    """Trainer.descend as a CUDA graph: a few updates run as they are, then the graph is captured and replayed."""
-
-    WARMUP = 3  # lets the libraries allocate and choose before the capture, which allows neither
-
-    def __init__(self, trainer: Trainer):
-        self._trainer, self._done, self._graph = trainer, 0, None
-        self._stream = torch.cuda.Stream(trainer.config.device)
-
-    def replay(self) -> tuple[Tensor, Tensor]:
-        if self._done < self.WARMUP:
-            self._done += 1
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                result = self._trainer.descend()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return result
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            self._graph.register_generator_state(self._trainer.sampler.generator)
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._result = self._trainer.descend()
-        self._graph.replay()
-        return self._result
+def batch_loss(model: DecisionTransformer, batch: Batch, past: ModelState) -> tuple[Tensor, ModelState]:
+    """The loss of one chunk that goes on from `past`, and the state that it leaves behind."""
+    predicted, state = model(
+        batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
+    )
+    return action_loss(predicted, batch.actions, batch.mask), state
 
 
 def action_loss(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
@@ -152,6 +132,14 @@ def action_loss(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
 def is_cuda(device: str) -> bool:
     """Whether a device string names a CUDA device."""
     return torch.device(device).type == "cuda"
+
+
+@torch.no_grad()
+def _keep(kept: ModelState, state: ModelState) -> None:
+    """Write `state` over `kept`, all of it in one launch on a CUDA device."""
+    pairs = [pair for old, new in zip(kept, state, strict=True) if old is not None for pair in zip(old, new)]
+    if pairs:
+        torch._foreach_copy_(*zip(*pairs))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

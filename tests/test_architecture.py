@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted(folder.rglob("*.py"))
 }
 FLOORS = [  # each module may import only from floors below its own
-    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker"},
+    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
     {"drl.disk", "drl.figures"},
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},

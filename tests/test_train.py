@@ -120,9 +120,9 @@ def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling)
     spoiled.model.load_state_dict(clean.model.state_dict())
     padded = 0
 
-    def spoil(draw=spoiled.sampler.next):
+    def spoil(turn, draw=spoiled.sampler.next):
         nonlocal padded
-        batch = draw()
+        batch = draw(turn)
         padded += (~batch.mask).sum().item()
         timesteps = torch.where(batch.mask, batch.timesteps, 3)
         spoilt = [torch.where(batch.mask.view(*batch.mask.shape, *[1] * (x.ndim - 2)), x, 7.0) for x in batch[:3]]
@@ -208,9 +208,9 @@ def test_a_checkpoint_of_the_streams_holds_what_the_next_update_reads():
     copy.load(past)
 
     assert copy.step == 4
-    torch.testing.assert_close(tuple(copy.state), tuple(original.state), rtol=0, atol=0)
+    torch.testing.assert_close(copy.states, original.states, rtol=0, atol=0)
     torch.testing.assert_close(copy.sampler.state_dict(), original.sampler.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(copy.sampler.next(), original.sampler.next(), rtol=0, atol=0)
+    torch.testing.assert_close(copy.sampler.next(4), original.sampler.next(4), rtol=0, atol=0)
 
 
 def test_training_leaves_the_callers_generator_alone(tmp_path):
@@ -327,7 +327,7 @@ def test_an_update_reads_the_state_that_the_last_one_left():
     forgetful.model.load_state_dict(carried.model.state_dict())
 
     def losses():
-        forgetful.state = forgetful.model.initial_state(4)
+        forgetful.states = [forgetful.model.initial_state(4)]
         for trainer in (carried, forgetful):
             torch.manual_seed(1)
             yield trainer.update(1e-3)[0].item()
@@ -344,23 +344,24 @@ def test_an_update_keeps_the_state_of_every_layer_and_stream():
     twin.model.load_state_dict(trainer.model.state_dict())
     past = twin.model.initial_state(4)
     for _ in range(3):
-        batch = twin.sampler.next()
+        batch = twin.sampler.next(0)
         twin.model.load_state_dict(trainer.model.state_dict())
         torch.manual_seed(1)
         _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
         torch.manual_seed(1)
         trainer.update(1e-3)
-        torch.testing.assert_close(tuple(trainer.state), tuple(layer.detach() for layer in past), rtol=0, atol=0)
+        torch.testing.assert_close(trainer.states, [tuple(layer.detach() for layer in past)], rtol=0, atol=0)
 
 
 def test_an_update_changes_the_states_of_the_group_whose_turn_it_is_and_no_other():
     trainer = Trainer(make_config(stream_groups=3), make_store())
     for turn in (0, 1, 2, 0):
-        before = [layer.kv.clone() for layer in trainer.state]
+        before = [[layer.kv.clone() for layer in state] for state in trainer.states]
         trainer.update(1e-3)
-        for layer, kv in zip(trainer.state, before, strict=True):
-            changed = (layer.kv != kv).flatten(1).any(1).unflatten(0, (3, 4))
-            assert changed[turn].all() and changed.sum() == 4
+        for group, state in enumerate(trainer.states):
+            for layer, kv in zip(state, before[group], strict=True):
+                changed = (layer.kv != kv).flatten(1).any(1)
+                assert changed.tolist() == [group == turn] * 4
 
 
 def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
@@ -368,19 +369,19 @@ def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
     trainer = Trainer(make_config(), make_store())
     model, sampler = trainer.model.eval().double(), trainer.sampler
     for name in ("returns_to_go", "observations", "actions"):
-        setattr(sampler, name, getattr(sampler, name).double())
+        setattr(sampler.steps, name, getattr(sampler.steps, name).double())
     state = model.initial_state(4)
     followed, compared = torch.zeros(4, dtype=torch.bool), 0  # rows enter their first episode midway
     for _ in range(25):
-        episode_B, position_B = sampler.episode.clone(), sampler.position.clone()
+        episode_B, position_B = sampler.episode[0].clone(), sampler.position[0].clone()
         followed |= position_B == 0
-        batch = sampler.next()
+        batch = sampler.next(0)
         with torch.no_grad():
             predicted, state = model(*batch[:5], tuple(layer.restart(batch.restart) for layer in state))
         for row in followed.nonzero().flatten().tolist():
-            steps = torch.arange(*sampler.starts[episode_B[row] + torch.arange(2)].tolist())
+            steps = torch.arange(*sampler.steps.starts[episode_B[row] + torch.arange(2)].tolist())
             with torch.no_grad():
-                whole, _ = model(*sampler.take(steps[None]), torch.arange(len(steps))[None])
+                whole, _ = model(*sampler.steps.take(steps[None]), torch.arange(len(steps))[None])
             chunk = whole[0, position_B[row]:][:5]
             torch.testing.assert_close(predicted[row, batch.mask[row]], chunk, rtol=1e-9, atol=1e-9)
             compared += position_B[row].item() > 0
@@ -391,11 +392,11 @@ def test_gradients_stop_at_the_edge_of_a_chunk():
     """The gradient of the second update is the one for a first state that is a mere number."""
     trainer = Trainer(make_config(), make_store())
     trainer.update(1e-3)
-    assert all(not part.requires_grad and part.grad_fn is None for layer in trainer.state for part in layer)
+    assert all(not part.requires_grad and part.grad_fn is None for layer in trainer.states[0] for part in layer)
     twin = Trainer(make_config(), make_store())
     twin.load(trainer.checkpoint())
-    batch = twin.sampler.next()
-    past = tuple(layer.restart(batch.restart) for layer in twin.state)
+    batch = twin.sampler.next(1)
+    past = tuple(layer.restart(batch.restart) for layer in twin.states[0])
     assert any(layer.kv.abs().sum() > 0 for layer in past)
 
     torch.manual_seed(1)

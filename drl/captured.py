@@ -1,0 +1,41 @@
+"""CUDA graphs: the host launches one graph instead of some hundred kernels, and reads nothing."""
+
+from collections.abc import Callable, Hashable, Iterable
+
+import torch
+
+
+class Captured:
+    """Runs a function as it is for a few calls, then captures it once for each key and replays it.
+
+    What the function changes it must change in place, and its inputs must stay where they are: a replay reads and
+    writes the memory that the capture saw. Its result is valid until the next call, because all graphs share one pool
+    of memory for what does not outlive a call.
+    """
+
+    WARMUP = 3  # lets the libraries allocate and choose before the capture, which allows neither
+
+    def __init__(self, device: torch.device | str, generators: Iterable[torch.Generator]):
+        self._stream, self._generators, self._done = torch.cuda.Stream(device), list(generators), 0
+        self._pool, self._graphs = torch.cuda.graph_pool_handle(), {}
+
+    def __call__(self, key: Hashable, function: Callable[[], object]):
+        """What `function` returns. Calls with an equal key do the same work on the same memory."""
+        if self._done < self.WARMUP:
+            self._done += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                result = function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return result
+        if key not in self._graphs:
+            graph = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+            # thread_local: what other threads ask the driver meanwhile, such as NCCL's watchdog, is not our capture's
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                result = function()
+            self._graphs[key] = graph, result
+        graph, result = self._graphs[key]
+        graph.replay()
+        return result
