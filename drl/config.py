@@ -87,6 +87,14 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """what the model computes in; weights, states, optimizer and loss are float32 in any case; auto: bfloat16 on
+    cuda, float32 on cpu"""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """fuse the update with torch.compile, which takes a minute or so at the start; auto: on for 20,000 updates or more
+    on cuda"""
+
     log_every: int = 100
     """updates between two lines of metrics"""
 

@@ -12,8 +12,9 @@ import yaml
 from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
 from drl.checkpoint import Checkpoint
-from drl.config import Config, TrainConfig
+from drl.config import Config
 from drl.data.store import EpisodeStore
+from drl.descent import schedule
 from drl.envs import check_fit
 from drl.errors import UserError
 from drl.progress import progress
@@ -21,6 +22,7 @@ from drl.tracker import Tracker
 from drl.trainer import Trainer, is_cuda
 
 CONFIG_FILE = "config.yaml"
+COMPILED_UPDATES = 20_000  # fewer take about as long as compiling does
 
 
 def train(config: Config, store: EpisodeStore, run: Path, *, resume: bool = False) -> Path:
@@ -52,9 +54,10 @@ def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
     folder = None
     since, mark = trainer.step, time.perf_counter()
     with progress(settings.updates, "update", "training", initial=trainer.step) as bar:
+        if settings.compile == "on":
+            bar.set_postfix_str("compiling, a minute or so")
         while trainer.step < settings.updates:
-            learning_rate = schedule(trainer.step, settings)
-            loss, grad_norm = trainer.update(learning_rate)
+            loss, grad_norm = trainer.update()
             step = trainer.step
             bar.update()
 
@@ -68,7 +71,8 @@ def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
                                     f"(now {settings.learning_rate:g})")
             if log:
                 speed = (step - since) / (time.perf_counter() - mark)
-                tracker.log(step, values | {"train/learning_rate": learning_rate, "train/updates_per_second": speed})
+                tracker.log(step, values | {"train/learning_rate": schedule(step - 1, settings),
+                                            "train/updates_per_second": speed})
                 bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
                 since, mark = step, time.perf_counter()
             if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
@@ -92,18 +96,9 @@ def _evaluate(trainer: Trainer) -> list[dict[str, Any]]:
         return evaluation.evaluate(policy, mode=mode, step=trainer.step, label=f"evaluating update {trainer.step}")
 
 
-def schedule(step: int, settings: TrainConfig) -> float:
-    """Learning rate of the update after `step` updates: a linear warm-up, then a constant or a cosine that would be 0
-    one update after the last."""
-    warmup = min(1.0, (step + 1) / max(1, settings.warmup_updates))
-    if settings.decay == "none":
-        return settings.learning_rate * warmup
-    done = max(0, step - settings.warmup_updates) / max(1, settings.updates - settings.warmup_updates)
-    return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def resolve(config: Config, store: EpisodeStore) -> Config:
-    """Fill in what the config leaves to the machine and the dataset: device, environment, target returns.
+    """Fill in what the config leaves to the machine and the dataset: device, precision, whether to compile,
+    environment, target returns.
 
     Raises:
         UserError: no environment is named anywhere, it is unknown or does not fit the data, or the device is not there.
@@ -113,10 +108,17 @@ def resolve(config: Config, store: EpisodeStore) -> Config:
         raise UserError(f"dataset {config.dataset} names no environment; add --environment, e.g. Hopper-v5")
     check_fit(environment, store.spaces, f"dataset {config.dataset}")
     targets = config.evaluate.target_returns or [float(store.episode_returns.max())]
+    device, settings = resolve_device(config.device), config.train
+    precision, compile = settings.precision, settings.compile
+    if precision == "auto":
+        precision = "bfloat16" if is_cuda(device) else "float32"
+    if compile == "auto":
+        compile = "on" if is_cuda(device) and settings.updates >= COMPILED_UPDATES else "off"
     return dataclasses.replace(
         config,
         environment=environment,
-        device=resolve_device(config.device),
+        device=device,
+        train=dataclasses.replace(settings, precision=precision, compile=compile),
         evaluate=dataclasses.replace(config.evaluate, target_returns=targets),
     )
 

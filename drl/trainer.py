@@ -6,16 +6,19 @@ time), the forward pass sees the whole past, as acting does. arXiv 2507.02782 sh
 states that its training never visited.
 """
 
+import copy
 import functools
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from drl.captured import Captured
+from drl.captured import Captured, compiled, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
+from drl.descent import Descent
 from drl.model import DecisionTransformer, ModelState
 from drl.versions import versions
 
@@ -32,23 +35,18 @@ class Trainer:
         device, settings = config.device, config.train
         spaces = store.spaces
         self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
+        self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
         self.sampler = make_sampler(settings, Steps(store, device), config.seed)
-        self.learning_rate = torch.zeros((), device=device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-            capturable=is_cuda(device),
-        )
+        wrap = compiled if settings.compile == "on" else lambda function: function
+        self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
+        self.descent = Descent(list(self.model.parameters()), settings, wrap)
         rows, groups = self.sampler.batch_size, self.sampler.groups
         self.states: list[ModelState] = [self.model.initial_state(rows) for _ in range(groups)]
         self._captured = Captured(device, [self.sampler.generator]) if is_cuda(device) else None
 
-    def update(self, learning_rate: float) -> tuple[Tensor, Tensor]:
+    def update(self) -> tuple[Tensor, Tensor]:
         """One gradient step. Returns the loss and the gradient's norm before clipping, still on the device; read them
         before the next update."""
-        self.learning_rate.fill_(learning_rate)
         group = self.step % self.sampler.groups
         descend = functools.partial(self.descend, group)
         result = descend() if self._captured is None else self._captured(group, descend)
@@ -58,19 +56,18 @@ class Trainer:
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
         batch, past = self.sampler.next(group), self.states[group]
-        loss, state = batch_loss(self.model, batch, past)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
-        self.optimizer.step()
-        _keep(past, state)
-        return loss.detach(), grad_norm
+        if self.working is not self.model:
+            write(self.working.parameters(), self.model.parameters())
+        errors, count, state = self._errors(self.working, batch, past)
+        gradients = torch.autograd.grad(errors, list(self.working.parameters()))
+        result = self.descent.step(gradients, errors.detach(), count)
+        write(_tensors(past), _tensors(state))
+        return result
 
     def checkpoint(self) -> Checkpoint:
         """Everything, so that `load` goes on as if nothing had happened."""
         training = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            training |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
         for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
             if layers[0] is not None:
                 kv, z = map(torch.cat, zip(*layers, strict=True))
@@ -96,37 +93,51 @@ class Trainer:
         self.step = past.step
         self.model.load_state_dict(past.weights)
         self.sampler.load_state_dict(_under("sampler.", saved))
-        optimizer = self.optimizer.state_dict()
-        for name, value in _under("optimizer.", saved).items():
-            index, _, part = name.partition(".")
-            optimizer["state"].setdefault(int(index), {})[part] = value.to(device)
-        self.optimizer.load_state_dict(optimizer)
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate  # loading put another tensor in its place
+        self.descent.load_state_dict(_under("optimizer.", saved), past.step)
         states = _under("state.", saved)
         for index, layers in enumerate(zip(*self.states, strict=True)):
             if layers[0] is not None:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
-                _keep(layers, zip(kv, z, strict=True))
+                write(_tensors(layers), _tensors(zip(kv, z, strict=True)))
         torch.set_rng_state(saved["rng.cpu"])
         if is_cuda(device) and "rng.cuda" in saved:
             torch.cuda.set_rng_state(saved["rng.cuda"], self.config.device)
 
 
-def batch_loss(model: DecisionTransformer, batch: Batch, past: ModelState) -> tuple[Tensor, ModelState]:
-    """The loss of one chunk that goes on from `past`, and the state that it leaves behind."""
-    predicted, state = model(
-        batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
-    )
-    return action_loss(predicted, batch.actions, batch.mask), state
+def batch_errors(model: DecisionTransformer, batch: Batch, past: ModelState) -> tuple[Tensor, Tensor, ModelState]:
+    """`action_errors` of one chunk that goes on from `past`, and the state that it leaves behind.
+
+    A model whose weights are bfloat16 computes in bfloat16; states, errors and sums stay float32.
+    """
+    half = model.head.weight.dtype == torch.bfloat16
+    # no cache: each weight is used once, and a cached cast would be a stale one in a captured graph
+    with torch.autocast(batch.mask.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        predicted, state = model(
+            batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
+        )
+        return *action_errors(predicted, batch.actions, batch.mask), state
 
 
-def action_loss(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over real steps only: padding is neither in the sum nor in the count.
+def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of squared errors (mean over an action's channels) over real steps, and how many these are: float32, ().
 
-    predicted, actions (B, L, A); mask (B, L) bool.
+    predicted, actions (B, L, A); mask (B, L) bool. Padding is neither in the sum nor in the count.
     """
     error_BL = (predicted - actions).square().mean(-1)
-    return error_BL.where(mask, 0).sum() / mask.sum()
+    return error_BL.where(mask, 0).sum(), mask.sum(dtype=torch.float32)
+
+
+def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
+    """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
+
+    `write` of the parameters casts them all at once, where autocast would cast one by one.
+    """
+    twin = copy.deepcopy(model)
+    for module, own in zip(twin.modules(), model.modules(), strict=True):
+        for name, weight in own.named_parameters(recurse=False):
+            linear = isinstance(own, nn.Linear)
+            setattr(module, name, nn.Parameter(weight.detach().bfloat16()) if linear else weight)
+    return twin
 
 
 def is_cuda(device: str) -> bool:
@@ -134,12 +145,8 @@ def is_cuda(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
 
-@torch.no_grad()
-def _keep(kept: ModelState, state: ModelState) -> None:
-    """Write `state` over `kept`, all of it in one launch on a CUDA device."""
-    pairs = [pair for old, new in zip(kept, state, strict=True) if old is not None for pair in zip(old, new)]
-    if pairs:
-        torch._foreach_copy_(*zip(*pairs))
+def _tensors(state: Iterable[Sequence[Tensor] | None]) -> list[Tensor]:
+    return [part for layer in state if layer is not None for part in layer]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

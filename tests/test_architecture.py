@@ -35,7 +35,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.behaviour.play"},
     {"drl.behaviour.pieces", "drl.behaviour.plan"},
     {"drl.behaviour"},
-    {"drl.checkpoint", "drl.collect"},
+    {"drl.checkpoint", "drl.collect", "drl.descent"},
     {"drl.policy_state"},
     {"drl.policy"},
     {"drl.evaluate", "drl.trainer"},

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,9 @@ from drl import checkpoint as checkpoints
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
-from drl.train import resolve, resolve_device, schedule, train
-from drl.trainer import Trainer, action_loss
+from drl.descent import schedule
+from drl.train import resolve, resolve_device, train
+from drl.trainer import Trainer, action_errors
 
 PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
 LENGTHS = (3, 23, 7, 31, 11, 2)  # some shorter than a chunk of 5, some much longer; none a multiple of it
@@ -52,7 +52,7 @@ def make_store(seed: int = 0, spaces: Spaces = PENDULUM) -> EpisodeStore:
 def make_config(attention: str = "linear", seed: int = 0, **settings) -> Config:
     """Tiny, resolved, with dropout; `settings` are TrainConfig's."""
     defaults = dict(updates=12, batch_size=4, context=5, learning_rate=3e-3, warmup_updates=3, log_every=1,
-                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1)
+                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1, precision="float32", compile="off")
     return Config(
         dataset="synthetic/rule-v0",
         environment="Pendulum-v1",
@@ -93,10 +93,10 @@ def killed_at(monkeypatch, step: int):
     """The run within this context dies at the beginning of the update after `step` updates."""
     real = Trainer.update
 
-    def update(self, learning_rate):
+    def update(self):
         if self.step == step:
             raise Killed
-        return real(self, learning_rate)
+        return real(self)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "update", update)
@@ -111,7 +111,7 @@ def test_the_loss_is_blind_to_padding():
     actions = torch.tensor([[[1.0, 3.0], [0.0, 2.0], [9.0, 9.0]], [[2.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     # (1 + 9) / 2, (0 + 4) / 2 and (4 + 0) / 2 over three real steps
-    assert action_loss(predicted, actions, mask) == (5 + 2 + 2) / 3
+    assert action_errors(predicted, actions, mask) == (5 + 2 + 2, 3)
 
 
 @pytest.mark.parametrize(("attention", "sampling"), WAYS)
@@ -131,9 +131,9 @@ def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling)
     spoiled.sampler.next = spoil
     for _ in range(5):
         torch.manual_seed(1)
-        expected = clean.update(1e-3)
+        expected = clean.update()
         torch.manual_seed(1)
-        torch.testing.assert_close(spoiled.update(1e-3), expected, rtol=0, atol=0)
+        torch.testing.assert_close(spoiled.update(), expected, rtol=0, atol=0)
 
     assert padded
     torch.testing.assert_close(spoiled.checkpoint().training, clean.checkpoint().training, rtol=0, atol=0)
@@ -200,7 +200,7 @@ def test_a_checkpoint_of_the_streams_holds_what_the_next_update_reads():
     """Every tensor that the trainer keeps between updates, seen before and after a detour through a checkpoint."""
     original = Trainer(make_config(), make_store())
     for _ in range(4):
-        original.update(1e-3)
+        original.update()
     past = original.checkpoint()
     past = dataclasses.replace(past, training={name: x.clone() for name, x in past.training.items()},
                                weights={name: x.clone() for name, x in past.weights.items()})
@@ -277,26 +277,6 @@ def test_a_checkpoint_of_training_knows_its_config_and_its_data(tmp_path):
 # the learning rate
 
 
-def test_the_learning_rate_by_hand():
-    settings = TrainConfig(updates=10, warmup_updates=4, learning_rate=8.0, decay="cosine")
-    rates = [schedule(step, settings) for step in range(11)]
-    assert rates[:4] == [2.0, 4.0, 6.0, 8.0]
-    expected = [4 * (1 + math.cos(math.pi * done / 6)) for done in range(7)]
-    assert rates[4:] == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    assert rates[4] == 8.0 and rates[7] == pytest.approx(4.0) and rates[10] == 0.0
-
-
-def test_without_decay_the_learning_rate_stays():
-    settings = TrainConfig(updates=10, warmup_updates=2, learning_rate=8.0, decay="none")
-    assert [schedule(step, settings) for step in range(5)] == [4.0, 8.0, 8.0, 8.0, 8.0]
-
-
-@pytest.mark.parametrize("decay", ["cosine", "none"])
-def test_without_warm_up_the_learning_rate_begins_at_its_peak(decay):
-    settings = TrainConfig(updates=10, warmup_updates=0, learning_rate=8.0, decay=decay)
-    assert schedule(0, settings) == 8.0
-
-
 @pytest.mark.parametrize("stop", [None, 7], ids=["in one go", "stopped and resumed"])
 def test_the_learning_rate_logged_is_the_one_used(tmp_path, monkeypatch, stop):
     used, real = [], torch.optim.AdamW.step
@@ -319,6 +299,56 @@ def test_the_learning_rate_logged_is_the_one_used(tmp_path, monkeypatch, stop):
     assert used == pytest.approx(expected[0 if stop is None else 5:], rel=1e-7)
 
 
+# precision and compilation
+
+
+def test_bfloat16_stays_close_to_float32_and_keeps_what_it_sums_up_in_float32():
+    single, half = (Trainer(make_config(precision=precision, updates=30), make_store())
+                    for precision in ("float32", "bfloat16"))
+    half.model.load_state_dict(single.model.state_dict())
+    different = 0
+    for _ in range(20):
+        torch.manual_seed(1)
+        expected = single.update()
+        torch.manual_seed(1)
+        loss, norm = half.update()
+        torch.testing.assert_close((loss, norm), expected, rtol=0.05, atol=0)
+        assert loss.dtype == norm.dtype == torch.float32
+        different += (loss != expected[0]).item()
+    assert different, "bfloat16 must be seen to be used"
+    saved = half.checkpoint()
+    floats = [x for x in (saved.weights | saved.training).values() if x.is_floating_point()]
+    assert {x.dtype for x in floats} == {torch.float32}
+
+
+def test_in_bfloat16_the_linear_layers_read_the_weights_of_the_last_update():
+    trainer = Trainer(make_config(precision="bfloat16"), make_store())
+    for _ in range(3):
+        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        trainer.update()
+    linear = {name for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for name, weight in trainer.working.named_parameters():
+        if name.rpartition(".")[0] in linear:
+            torch.testing.assert_close(weight, before[name].bfloat16(), rtol=0, atol=0)
+        else:
+            assert weight is trainer.model.get_parameter(name)
+    assert linear and any(before[name].ne(weight).any() for name, weight in trainer.model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # an import within the compiler
+@pytest.mark.parametrize(("attention", "sampling"), WAYS)
+def test_a_compiled_update_is_the_update(attention, sampling):
+    def losses(compile):
+        config = make_config(attention, sampling=sampling, stream_groups=3, updates=30, compile=compile)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+        torch.manual_seed(1)
+        trainer = Trainer(config, make_store())
+        return [trainer.update() for _ in range(8)]
+
+    torch.testing.assert_close(losses("on"), losses("off"), rtol=1e-5, atol=1e-6)
+
+
 # state passing
 
 
@@ -330,7 +360,7 @@ def test_an_update_reads_the_state_that_the_last_one_left():
         forgetful.states = [forgetful.model.initial_state(4)]
         for trainer in (carried, forgetful):
             torch.manual_seed(1)
-            yield trainer.update(1e-3)[0].item()
+            yield trainer.update()[0].item()
 
     first, first_without = losses()
     assert first == first_without, "the first chunk has no past"
@@ -349,7 +379,7 @@ def test_an_update_keeps_the_state_of_every_layer_and_stream():
         torch.manual_seed(1)
         _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
         torch.manual_seed(1)
-        trainer.update(1e-3)
+        trainer.update()
         torch.testing.assert_close(trainer.states, [tuple(layer.detach() for layer in past)], rtol=0, atol=0)
 
 
@@ -357,7 +387,7 @@ def test_an_update_changes_the_states_of_the_group_whose_turn_it_is_and_no_other
     trainer = Trainer(make_config(stream_groups=3), make_store())
     for turn in (0, 1, 2, 0):
         before = [[layer.kv.clone() for layer in state] for state in trainer.states]
-        trainer.update(1e-3)
+        trainer.update()
         for group, state in enumerate(trainer.states):
             for layer, kv in zip(state, before[group], strict=True):
                 changed = (layer.kv != kv).flatten(1).any(1)
@@ -391,7 +421,7 @@ def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
 def test_gradients_stop_at_the_edge_of_a_chunk():
     """The gradient of the second update is the one for a first state that is a mere number."""
     trainer = Trainer(make_config(), make_store())
-    trainer.update(1e-3)
+    trainer.update()
     assert all(not part.requires_grad and part.grad_fn is None for layer in trainer.states[0] for part in layer)
     twin = Trainer(make_config(), make_store())
     twin.load(trainer.checkpoint())
@@ -401,9 +431,10 @@ def test_gradients_stop_at_the_edge_of_a_chunk():
 
     torch.manual_seed(1)
     predicted, _ = twin.model(*batch[:5], past)
-    gradients = torch.autograd.grad(action_loss(predicted, batch.actions, batch.mask), list(twin.model.parameters()))
+    errors, count = action_errors(predicted, batch.actions, batch.mask)
+    gradients = torch.autograd.grad(errors / count, list(twin.model.parameters()))
     torch.manual_seed(1)
-    _, norm = trainer.update(1e-3)
+    _, norm = trainer.update()
 
     clip = min(1.0, trainer.config.train.max_grad_norm / (norm.item() + 1e-6))
     for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
@@ -482,13 +513,26 @@ def test_resolving_fills_in_what_the_config_leaves_open():
     config = resolve(Config(dataset="synthetic/rule-v0"), store)
     assert config.environment == "Pendulum-v1"
     assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.train.precision == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert config.evaluate.target_returns == [store.episode_returns.max()]
     assert resolve(config, store) == config, "what is resolved stays"
 
 
-def test_resolving_keeps_what_the_config_says():
-    config = make_config()
+@pytest.mark.parametrize(("precision", "compile"), [("float32", "off"), ("bfloat16", "on")])
+def test_resolving_keeps_what_the_config_says(precision, compile):
+    config = make_config(precision=precision, compile=compile)
     assert resolve(config, make_store()) == config
+
+
+@pytest.mark.parametrize(
+    ("device", "updates", "meant"),
+    [("cpu", 100_000, ("float32", "off")), ("cuda", 19_999, ("bfloat16", "off")), ("cuda", 20_000, ("bfloat16", "on"))],
+)
+def test_resolving_chooses_what_suits_the_device_and_the_length_of_the_run(monkeypatch, device, updates, meant):
+    monkeypatch.setattr("drl.train.resolve_device", lambda named: named)
+    config = dataclasses.replace(make_config(updates=updates, precision="auto", compile="auto"), device=device)
+    settings = resolve(config, make_store()).train
+    assert (settings.precision, settings.compile) == meant
 
 
 def test_resolving_needs_an_environment():

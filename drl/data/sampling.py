@@ -109,9 +109,10 @@ class WindowSampler(_Sampler):
 
     def next(self, turn: int = 0) -> Batch:
         """The next batch; a window knows no turns."""
-        return self._window(self._draw(len(self.steps.actions), self.batch_size))
+        return self.advance(self._draw(len(self.steps.actions), self.batch_size))
 
-    def _window(self, step_B: Tensor) -> Batch:
+    def advance(self, step_B: Tensor) -> Batch:
+        """All of a batch but what is random, as a function of tensors that can be compiled."""
         return self._gather(*self._locate(step_B), torch.ones_like(step_B, dtype=torch.bool))
 
 
@@ -135,11 +136,11 @@ class StreamSampler(_Sampler):
         """The next batch of the group whose turn it is; turns count from 0, one for each update."""
         fresh_B = self._draw(len(self.steps.starts) - 1, self.batch_size)
         group = turn % self.groups
-        return self._walk(self.episode[group], self.position[group], self.restart[group], fresh_B)
+        return self.advance(self.episode[group], self.position[group], self.restart[group], fresh_B)
 
-    def _walk(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, fresh_B: Tensor) -> Batch:
-        """The chunk of these streams, which then go on: they are written in place, because a captured CUDA graph
-        reads and writes the same memory at every replay."""
+    def advance(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, fresh_B: Tensor) -> Batch:
+        """All of a batch but what is random, as a function of tensors that can be compiled: the chunk of these streams,
+        which then go on. They are written in place, where a captured CUDA graph reads them at the next replay."""
         batch = self._gather(episode_B, position_B, restart_B.clone())
         next_B = position_B + len(self.offset_L)
         over_B = next_B >= self.steps.starts[episode_B + 1] - self.steps.starts[episode_B]
