@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from drl import figures, scores
-from drl.behaviour.plan import names, size
+from drl.behaviour.plan import size
 from drl.data import minari_files, minari_metadata
+from drl.names import names
 
 BINS = 10  # lines of the histogram in text
 BAR = 40  # characters of its longest line

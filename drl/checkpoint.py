@@ -7,7 +7,6 @@
         manifest.json          SHA-256 of the three
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, as_tensor
 
+from drl import disk
 from drl.config import Config
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError
@@ -91,9 +91,9 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
         "config": checkpoint.config.to_dict(),
     }
     _write_json(partial / CARD, card)
-    _write_json(partial / MANIFEST, {name: _sha256(partial / name) for name in (MODEL, TRAINING, CARD)})
+    _write_json(partial / MANIFEST, {name: disk.sha256(partial / name) for name in (MODEL, TRAINING, CARD)})
     for path in (*partial.iterdir(), partial):
-        _fsync(path)
+        disk.sync(path)
     replaced = final.with_suffix(".replaced.partial")
     if final.exists():  # the same step again after --resume
         os.replace(final, replaced)
@@ -105,7 +105,7 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
         raise
     if replaced.exists():
         shutil.rmtree(replaced)
-    _fsync(parent)
+    disk.sync(parent)
     for old in _steps(run)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -120,7 +120,7 @@ def load(folder: Path | str) -> Checkpoint:
     folder = find(Path(folder))
     manifest = _read_json(folder / MANIFEST)
     for name in (MODEL, TRAINING, CARD):
-        if not (folder / name).is_file() or _sha256(folder / name) != manifest.get(name):
+        if not (folder / name).is_file() or disk.sha256(folder / name) != manifest.get(name):
             raise UserError(f"checkpoint {folder} is damaged: {name} does not match {MANIFEST}; use an older one")
     card = _read_json(folder / CARD)
     if card.get("format") != FORMAT:
@@ -182,16 +182,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"checkpoint file {path} is damaged: it holds no JSON object")
     return content
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,15 +27,16 @@ import numpy as np
 
 from drl import disk, envs, scores
 from drl.behaviour import actor, pieces
-from drl.behaviour.plan import Work, cut, parse, plan, size
+from drl.behaviour.plan import Work, cut, plan, size
 from drl.behaviour.play import Shard
 from drl.data import minari_files, minari_writer
 from drl.data.store import Recorded
 from drl.errors import UserError
+from drl.names import parse
 from drl.progress import progress
 from drl.versions import versions
 
-ROOM = 1.3  # bytes of a dataset over bytes of its arrays: tables of HDF5, and episodes that overshoot
+ROOM = 1.05  # space asked for over space needed: episodes of this seed may be shorter or longer than the cards say
 
 
 def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bool = False) -> Path:
@@ -61,11 +62,10 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
     card = actor.card(environment)
     shares = plan(environment, tier, steps)
     works = cut(environment, shares, seed)
-    root = minari_files.root()
-    disk.require_space(root, 2 * _bytes(environment, steps), f"collecting {dataset_id}")  # pieces, then the dataset
-    told = disk.refusal_told(root, f"dataset {dataset_id}")
+    told = disk.refusal_told(minari_files.root(), f"dataset {dataset_id}")
     pieces_folder = _pieces_folder(dataset_id, _recipe(environment, works))
-    with _interruption_told(), told, pieces_folder as folder, envs.quiet(card["environment"]):  # Minari makes one
+    with _interruption_told(), told, pieces_folder as folder:
+        disk.require_space(minari_files.root(), _bytes(works, folder), f"collecting {dataset_id}")
         target = minari_writer.write(
             dataset_id,
             _episodes(works, folder, f"collecting {name}", steps),
@@ -80,15 +80,23 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
                 "behaviour": [{"snapshot": snapshot, "steps": share} for snapshot, share in shares],
                 "versions": versions(),
             },
+            making=envs.quiet(card["environment"]),
         )
         shutil.rmtree(folder)
     return target
 
 
-def _bytes(environment: str, steps: int) -> int:
-    """About what a dataset takes on the disk."""
-    observation_dim, action_dim = actor.dimensions(environment)
-    return int(ROOM * steps * (8 * observation_dim + 4 * action_dim + 8 + 2))
+def _bytes(works: list[Work], folder: Path) -> int:
+    """About what is still to be written: the pieces that are not in `folder`, then the dataset."""
+    shards = [work.shard for work in works]
+    steps, episodes = sum(shard.steps for shard in shards), sum(map(pieces.episode_count, shards))
+    dataset = minari_writer.size(steps, episodes, *actor.dimensions(shards[0].environment))
+    return int(ROOM * (sum(map(pieces.size, _missing(works, folder))) + dataset))
+
+
+def _missing(works: list[Work], folder: Path) -> list[Shard]:
+    """The shards that have no piece yet."""
+    return [work.shard for work in works if not pieces.piece_path(folder, work.shard).exists()]
 
 
 def _recipe(environment: str, works: list[Work]) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def _episodes(works: list[Work], folder: Path, label: str, steps: int) -> Iterat
 
 def _play_all(works: list[Work], folder: Path, physics: np.ndarray) -> Iterator[tuple[Work, list[Recorded]]]:
     """Every shard's episodes, in order: from its piece, or played on all cores; what that takes adds to `physics`."""
-    missing = [work.shard for work in works if not pieces.piece_path(folder, work.shard).exists()]
+    missing = _missing(works, folder)
     if len(missing) < len(works):
         print(f"going on: {len(works) - len(missing)} of {len(works)} pieces were played before", file=sys.stderr)
     workers = min(len(os.sched_getaffinity(0)), len(missing))

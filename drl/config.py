@@ -33,8 +33,8 @@ class ModelConfig:
     feature_map: Literal["elu1", "relu", "identity"] = "elu1"
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
-    backend: Literal["auto", "reference", "chunked"] = "auto"
-    """how the linear attention is computed"""
+    backend: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    """how the linear attention is computed; auto: triton on a GPU, chunked elsewhere"""
 
     dropout: float = 0.0
     """share of activations dropped in training, 0 to 1"""
@@ -184,6 +184,13 @@ def config_keys(cls: type = Config, where: str = "") -> list[str]:
     return keys
 
 
+def settled(stored: Config) -> Config:
+    """A config of a run that was stored before precision and compile were: it ran in float32, not compiled."""
+    before = {"precision": "float32", "compile": "off"}
+    unsaid = {name: value for name, value in before.items() if getattr(stored.train, name) == "auto"}
+    return dataclasses.replace(stored, train=dataclasses.replace(stored.train, **unsaid))
+
+
 def read_config(path: Path) -> Config:
     """The resolved config of a run folder.
 
@@ -195,7 +202,7 @@ def read_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     try:
-        return Config.from_dict(tree)
+        return settled(Config.from_dict(tree))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

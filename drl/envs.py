@@ -110,7 +110,7 @@ def _make(environment: str) -> gym.Env:
 def quiet(environment: str) -> Iterator[None]:
     """Keep MuJoCo from warning, on stderr and in ./MUJOCO_LOG.TXT, of what stands in Gymnasium's own model files.
 
-    For whoever has a Gymnasium environment made.
+    For whoever has a Gymnasium environment made, while it is made: what MuJoCo says of the physics is to be seen.
     """
     if environment not in BATCHED:
         yield

@@ -1,99 +1,142 @@
-"""A training run: update, log, look up, save, in one folder that can be gone on from."""
+"""Training runs: update, log, look up, save, each in a folder that can be gone on from."""
 
+import contextlib
 import dataclasses
 import math
+import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
 from drl.checkpoint import Checkpoint
-from drl.config import Config
+from drl.config import Config, TrainConfig, settled
+from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule
 from drl.envs import check_fit
 from drl.errors import UserError
 from drl.progress import progress
 from drl.tracker import Tracker
-from drl.trainer import Trainer, is_cuda
+from drl.trainer import Trainer, is_cuda, update
 
 CONFIG_FILE = "config.yaml"
 COMPILED_UPDATES = 20_000  # fewer take about as long as compiling does
 
 
 def train(config: Config, store: EpisodeStore, run: Path, *, resume: bool = False) -> Path:
-    """Train on `store` into the folder `run`. Returns the folder of the last checkpoint.
+    """`train_together` of one seed: returns the folder of its last checkpoint."""
+    return train_together([config], store, [run], resume=resume)[0]
+
+
+def train_together(
+    configs: Sequence[Config], store: EpisodeStore, folders: Sequence[Path], *, resume: bool = False
+) -> list[Path]:
+    """Train on `store`, each config into its folder as if it were alone. Returns the folders of the last checkpoints.
 
     Args:
-        config: as `resolve` returns it.
-        resume: go on from the newest checkpoint in `run`; the numbers are those of a run never stopped.
+        configs: as `resolve` returns them; they differ in nothing but the seed.
+        resume: go on from the newest checkpoints; the numbers are those of runs never stopped. Runs that are behind
+            the others go first.
 
     Raises:
-        UserError: `run` already holds a run (without resume), the config or the data changed (with it), or the
-            loss is not finite.
+        UserError: a folder already holds a run (without resume), the config or the data changed (with it), a loss
+            is not finite, or several seeds would share a generator.
     """
-    past = checkpoints.load(run) if resume and checkpoints.exists(run) else None
-    _check_run(run, config, store, past, resume)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    with _own_generators(config.device):
-        torch.manual_seed(config.seed)
-        trainer = Trainer(config, store)
-        if past is not None:
-            trainer.load(past)
-        with Tracker(run, start=trainer.step) as tracker:
-            return _loop(trainer, tracker, run)
+    device = configs[0].device
+    if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
+        raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
+                        "train one --seed at a time")
+    pasts = [checkpoints.load(folder) if resume and checkpoints.exists(folder) else None for folder in folders]
+    for folder, config, past in zip(folders, configs, pasts, strict=True):
+        _check_run(folder, config, store, past, resume)
+    steps = Steps(store, device)
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for config, folder, past in zip(configs, folders, pasts, strict=True):
+            trainer = Trainer(config, store, steps)
+            if past is not None:
+                trainer.load(past)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+            runs.append(_Run(trainer, folder, stack.enter_context(Tracker(folder, start=trainer.step))))
+        _loop(runs, configs[0].train)
+    return [checkpoints.find(folder) for folder in folders]
 
 
-def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
-    settings = trainer.config.train
-    folder = None
-    since, mark = trainer.step, time.perf_counter()
-    with progress(settings.updates, "update", "training", initial=trainer.step) as bar:
+@dataclass
+class _Run:
+    """A trainer and the folder that tells of it."""
+
+    trainer: Trainer
+    folder: Path
+    tracker: Tracker
+
+    def look(self, loss: Tensor, grad_norm: Tensor) -> dict[str, float]:
+        """Wait for the device and read: the loss, the norm, and the learning rate that made them.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        config, step = self.trainer.config, self.trainer.step
+        values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
+        if not all(map(math.isfinite, values.values())):
+            raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
+                            f"{values['train/grad_norm']} with seed {config.seed}; lower --train.learning_rate (now "
+                            f"{config.train.learning_rate:g})")
+        return values | {"train/learning_rate": schedule(step - 1, config.train)}
+
+    def evaluate(self) -> None:
+        """Score the weights as they are; nothing that training reads is touched."""
+        config, step = self.trainer.config, self.trainer.step
+        mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
+        with torch.random.fork_rng(devices=[]):
+            policy = evaluation.MODES[mode](self.trainer.checkpoint(), config.device)
+            results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
+        self.tracker.log(step, evaluation.tags(results))
+        evaluation.store(results, self.folder)
+
+    def save(self) -> None:
+        self.tracker.flush()
+        checkpoints.save(self.trainer.checkpoint(), self.folder, self.trainer.config.train.keep_checkpoints)
+
+
+def _loop(runs: Sequence[_Run], settings: TrainConfig) -> None:
+    since = min(run.trainer.step for run in runs)
+    mark = time.perf_counter()
+    with progress(settings.updates, "update", "training", initial=since) as bar:
         if settings.compile == "on":
             bar.set_postfix_str("compiling, a minute or so")
-        while trainer.step < settings.updates:
-            loss, grad_norm = trainer.update()
-            step = trainer.step
+        while (step := min(run.trainer.step for run in runs)) < settings.updates:
+            behind = [run for run in runs if run.trainer.step == step]
+            results = update([run.trainer for run in behind])
+            step += 1
             bar.update()
 
             last = step == settings.updates
             log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
             if log or save:  # between these the host does not wait for the device
-                values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
-                if not all(map(math.isfinite, values.values())):
-                    raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
-                                    f"{values['train/grad_norm']}; lower --train.learning_rate "
-                                    f"(now {settings.learning_rate:g})")
+                values = [run.look(*result) for run, result in zip(behind, results, strict=True)]
             if log:
-                speed = (step - since) / (time.perf_counter() - mark)
-                tracker.log(step, values | {"train/learning_rate": schedule(step - 1, settings),
-                                            "train/updates_per_second": speed})
-                bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
+                speed = {"train/updates_per_second": (step - since) / (time.perf_counter() - mark)}
+                for run, seen in zip(behind, values, strict=True):
+                    run.tracker.log(step, seen | speed)
+                bar.set_postfix(loss=f"{statistics.fmean(seen['train/loss'] for seen in values):.4f}", refresh=False)
                 since, mark = step, time.perf_counter()
-            if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
-                results = _evaluate(trainer)
-                tracker.log(step, evaluation.tags(results))
-                evaluation.store(results, run)
-                mark = time.perf_counter()
-            if save:
-                tracker.flush()
-                folder = checkpoints.save(trainer.checkpoint(), run, settings.keep_checkpoints)
-                mark = time.perf_counter()
-    return folder or checkpoints.find(run)
-
-
-def _evaluate(trainer: Trainer) -> list[dict[str, Any]]:
-    """Score the weights as they are; nothing that training reads is touched."""
-    config = trainer.config
-    mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
-    with torch.random.fork_rng(devices=[]):
-        policy = evaluation.MODES[mode](trainer.checkpoint(), config.device)
-        return evaluation.evaluate(policy, mode=mode, step=trainer.step, label=f"evaluating update {trainer.step}")
+            pause = time.perf_counter()
+            for run in behind:
+                if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
+                    run.evaluate()
+                if save:
+                    run.save()
+            mark += time.perf_counter() - pause
 
 
 def resolve(config: Config, store: EpisodeStore) -> Config:
@@ -148,16 +191,11 @@ def _check_run(run: Path, config: Config, store: EpisodeStore, past: Checkpoint 
         return
     if past.dataset_fingerprint != store.fingerprint:
         raise UserError(f"the data of {config.dataset} changed since {run} was trained; name another folder with --run")
-    before, now = _flat(past.config.to_dict()), _flat(config.to_dict())
+    before, now = _flat(settled(past.config).to_dict()), _flat(config.to_dict())
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise UserError(f"{run} was trained with another config ({', '.join(changed)}); repeat the options of the "
                         f"first command, or type: drl train --resume --run {run}")
-
-
-def _own_generators(device: str):
-    """Weights and dropout draw from torch's own generators: seed and use them without touching the caller's."""
-    return torch.random.fork_rng(devices=[device] if is_cuda(device) else [])
 
 
 def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:

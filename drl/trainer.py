@@ -6,9 +6,10 @@ time), the forward pass sees the whole past, as acting does. arXiv 2507.02782 sh
 states that its training never visited.
 """
 
+import contextlib
 import copy
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,34 +31,34 @@ class Trainer:
     as a CUDA graph and replayed: everything that survives an update is therefore written in place.
     """
 
-    def __init__(self, config: Config, store: EpisodeStore):
+    def __init__(self, config: Config, store: EpisodeStore, steps: Steps | None = None):
+        """`config` as drl.train.resolve returns it; `steps`: those of `store`, if they are on the device already."""
         self.config, self.store, self.step = config, store, 0
-        device, settings = config.device, config.train
-        spaces = store.spaces
-        self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
+        device, settings, spaces = config.device, config.train, store.spaces
+        self._devices = [device] if is_cuda(device) else []
+        with torch.random.fork_rng(self._devices):
+            torch.manual_seed(config.seed)
+            self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
+            self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
-        self.sampler = make_sampler(settings, Steps(store, device), config.seed)
+        weights = zip(self.working.parameters(), self.model.parameters(), strict=True)
+        self._casts = list(zip(*((half, weight) for half, weight in weights if half is not weight))) or ([], [])
+        self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed)
         wrap = compiled if settings.compile == "on" else lambda function: function
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
         self.descent = Descent(list(self.model.parameters()), settings, wrap)
         rows, groups = self.sampler.batch_size, self.sampler.groups
         self.states: list[ModelState] = [self.model.initial_state(rows) for _ in range(groups)]
-        self._captured = Captured(device, [self.sampler.generator]) if is_cuda(device) else None
+        self.captured = Captured(device) if is_cuda(device) else None
 
     def update(self) -> tuple[Tensor, Tensor]:
-        """One gradient step. Returns the loss and the gradient's norm before clipping, still on the device; read them
-        before the next update."""
-        group = self.step % self.sampler.groups
-        descend = functools.partial(self.descend, group)
-        result = descend() if self._captured is None else self._captured(group, descend)
-        self.step += 1
-        return result
+        """`update` of this trainer alone."""
+        return update([self])[0]
 
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
         batch, past = self.sampler.next(group), self.states[group]
-        if self.working is not self.model:
-            write(self.working.parameters(), self.model.parameters())
+        write(*self._casts)
         errors, count, state = self._errors(self.working, batch, past)
         gradients = torch.autograd.grad(errors, list(self.working.parameters()))
         result = self.descent.step(gradients, errors.detach(), count)
@@ -66,15 +67,12 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """Everything, so that `load` goes on as if nothing had happened."""
-        training = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
+        training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
         training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
         for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
             if layers[0] is not None:
                 kv, z = map(torch.cat, zip(*layers, strict=True))
                 training |= {f"state.{index}.kv": kv, f"state.{index}.z": z}
-        training["rng.cpu"] = torch.get_rng_state()
-        if is_cuda(self.config.device):
-            training["rng.cuda"] = torch.cuda.get_rng_state(self.config.device)
         return Checkpoint(
             config=self.config,
             step=self.step,
@@ -89,7 +87,7 @@ class Trainer:
 
     def load(self, past: Checkpoint) -> None:
         """Go on from a checkpoint of the same config and data."""
-        device, saved = self.config.device, past.training
+        saved = past.training
         self.step = past.step
         self.model.load_state_dict(past.weights)
         self.sampler.load_state_dict(_under("sampler.", saved))
@@ -99,9 +97,48 @@ class Trainer:
             if layers[0] is not None:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
                 write(_tensors(layers), _tensors(zip(kv, z, strict=True)))
-        torch.set_rng_state(saved["rng.cpu"])
-        if is_cuda(device) and "rng.cuda" in saved:
-            torch.cuda.set_rng_state(saved["rng.cuda"], self.config.device)
+        self._random = {name: saved.get(name, state) for name, state in self._random.items()}
+
+    @contextlib.contextmanager
+    def randomness(self) -> Iterator[None]:
+        """Dropout draws from torch's own generators: within, they go on from where this trainer left them, and after it
+        they are the caller's again."""
+        if not self.config.model.dropout:
+            yield
+            return
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._random["rng.cpu"])
+            for device in self._devices:
+                torch.cuda.set_rng_state(self._random["rng.cuda"], device)
+            yield
+            self._random = self._generators()
+
+    def _generators(self) -> dict[str, Tensor]:
+        cuda = {"rng.cuda": torch.cuda.get_rng_state(device) for device in self._devices}
+        return {"rng.cpu": torch.get_rng_state()} | cuda
+
+
+def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
+    """One gradient step of each of `trainers`, which have done equally many and differ in nothing but the seed.
+
+    Returns the loss and the gradient's norm before clipping of each, still on the device; read them before the next
+    update. On a CUDA device all are branches of one graph, and if there are several, none may have dropout: it would
+    draw from a generator that they share.
+    """
+    first = trainers[0]
+    group = first.step % first.sampler.groups
+    if first.captured is None:
+        results = []
+        for trainer in trainers:
+            with trainer.randomness():
+                results.append(trainer.descend(group))
+    else:
+        branches = [functools.partial(trainer.descend, group) for trainer in trainers]
+        with first.randomness():
+            results = first.captured((group, *trainers), branches, [t.sampler.generator for t in trainers])
+    for trainer in trainers:
+        trainer.step += 1
+    return results
 
 
 def batch_errors(model: DecisionTransformer, batch: Batch, past: ModelState) -> tuple[Tensor, Tensor, ModelState]:
@@ -130,7 +167,7 @@ def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Ten
 def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
     """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
 
-    `write` of the parameters casts them all at once, where autocast would cast one by one.
+    So they can be cast all at once, where autocast would cast one by one.
     """
     twin = copy.deepcopy(model)
     for module, own in zip(twin.modules(), model.modules(), strict=True):

@@ -143,7 +143,7 @@ def linear_attention_step(
     _check(q, k, v, state, mask, restart, feature_map)
     backend = choose(backend, v)
     if backend == "triton":
-        out, *after = triton.step(q, k, v, *(state or (None, None)), mask, restart, feature_map, eps)
+        out, *after = triton.attend_step(q, k, v, *(state or (None, None)), mask, restart, feature_map, eps)
         return out, LinearAttentionState(*after)
     return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
 

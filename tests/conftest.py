@@ -1,14 +1,39 @@
 """Shared ground rules: a fixed seed, a datasets root of its own, and uninitialised memory that is NaN.
 
-`torch.use_deterministic_algorithms` also fills `torch.empty`, so that memory nobody wrote cannot pass for data.
+`torch.use_deterministic_algorithms` also fills `torch.empty`, so that memory nobody wrote cannot pass for data; not on
+a GPU, where torch has no deterministic form of some operators. Without a GPU, Triton's interpreter runs our kernels.
 """
+
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
 
 
 @pytest.fixture(autouse=True)
 def ground_rules(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interpreter_counts_loops():
+    """Triton 3.6's interpreter turns a loop's bound, an array of one number, into an int, which numpy 2.4 refuses."""
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        yield
+        return
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+        yield

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from drl import card, scores
-from drl.behaviour.plan import names
 from drl.data import minari_writer
 from drl.data.store import Recorded
 from drl.errors import UserError
+from drl.names import names
 
 ID = "drl/hopper/toy-v0"
 LENGTHS = [3, 3, 4, 11]

@@ -170,13 +170,14 @@ def test_the_older_go_only_once_the_new_one_is_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize(
     ("function", "calls"),
-    [("save_file", 0), ("save_file", 1), ("_write_json", 0), ("_write_json", 1), ("_fsync", 2), ("os.replace", 0)],
+    [("save_file", 0), ("save_file", 1), ("_write_json", 0), ("_write_json", 1), ("disk.sync", 2), ("os.replace", 0)],
 )
 def test_a_save_that_dies_midway_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, function, calls, keep, again):
     """`function` dies after `calls` calls that went well; so may the process at any other point."""
     step = 7 if again else 8
     checkpoints.save(checkpoint(7), tmp_path, keep)
-    owner, name = (checkpoints.os, "replace") if function == "os.replace" else (checkpoints, function)
+    module, _, name = function.rpartition(".")
+    owner = getattr(checkpoints, module) if module else checkpoints
     real, done = getattr(owner, name), []
 
     def dies(*arguments, **options):

@@ -1,6 +1,7 @@
 """Collected data: the same seed gives the same bits on any number of cores, and Gymnasium would have said the same."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -8,25 +9,31 @@ import subprocess
 import sys
 import time
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
 import minari
+import mujoco
 import numpy as np
 import pytest
 
+from drl import collect as collection
 from drl import disk, scores
 from drl.behaviour import actor, pieces
 from drl.behaviour import plan as plans
 from drl.behaviour.actor import Actor
 from drl.behaviour.play import Shard, play
-from drl.behaviour.plan import TIERS, names, plan, size
+from drl.behaviour.plan import cut, plan, size
 from drl.collect import collect
 from drl.data import minari_files, minari_writer
 from drl.data.store import EpisodeStore
+from drl.envs import max_episode_steps
 from drl.errors import UserError
+from drl.names import TIERS, names
 from drl.versions import versions
 
+DOCS = Path(__file__).parents[1] / "docs"
 STEPS = 3000
 CARD = actor.card("hopper")
 EXPERT_SCORES = {"hopper": 90, "halfcheetah": 70, "walker2d": 85}  # at least, normalised
@@ -150,6 +157,19 @@ def test_medium_expert_is_half_and_half_by_steps(collected):
 def test_a_plan_adds_up_to_the_steps(tier, steps):
     shares = [share for _, share in plan("hopper", tier, steps)]
     assert sum(shares) == steps and min(shares) >= 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_shards_are_whole_episodes_of_full_length_but_for_the_last_of_a_share(name):
+    environment, tier = name.split("/")
+    shares = plan(environment, tier, size(name))
+    works = cut(environment, shares, seed=0)
+    marks, limit = np.cumsum([share for _, share in shares]), max_episode_steps(actor.card(environment)["environment"])
+
+    steps = np.diff([work.mark for work in works], prepend=0)
+    assert steps.tolist() == [work.shard.steps for work in works]
+    assert set(marks) <= {work.mark for work in works}
+    assert {work.shard.steps % limit for work in works if work.mark not in marks} <= {0}
 
 
 @pytest.mark.parametrize("environment", sorted(EXPERT_SCORES))
@@ -355,6 +375,17 @@ def test_the_rate_is_told_beside_that_of_the_physics_alone(three_pieces, capfd):
     assert 0 < int(told[1]) < int(told[2])
 
 
+def test_mujoco_is_heard_of_the_physics_but_not_of_gymnasiums_own_model_files(three_pieces, monkeypatch):
+    said, listening = [], []
+    monkeypatch.setattr(pieces, "play", lambda shard: listening.append(mujoco.get_mju_user_warning()) or play(shard))
+    mujoco.set_mju_user_warning(said.append)
+    try:
+        collect("halfcheetah/random", steps=10)
+    finally:
+        mujoco.set_mju_user_warning(None)
+    assert listening == [said.append] and said == []
+
+
 def test_a_worker_that_is_killed_is_told_and_the_next_call_goes_on(monkeypatch):
     monkeypatch.setattr(plans, "SHARD", 1000)
     on_cores(2, monkeypatch)
@@ -374,6 +405,42 @@ def test_a_full_disk_is_told_before_anything_is_played(three_pieces, monkeypatch
     with pytest.raises(UserError, match=r"collecting drl/hopper/medium-v0 needs \d+ MB in .*, 100 MB are free"):
         collect("hopper/medium")
     assert three_pieces == []
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_room_that_is_asked_for_is_what_a_dataset_of_full_size_takes(name, tmp_path, monkeypatch):
+    """Its file, as docs/data/ has it, and its pieces: the same numbers without flags and tables."""
+    measured = json.loads((DOCS / "data" / f"{name.replace('/', '-')}.json").read_text())
+    environment, tier = name.split("/")
+    observation_dim, action_dim = actor.dimensions(environment)
+    steps, episodes = measured["steps"], measured["episodes"]
+    in_pieces = steps * (8 * observation_dim + 4 * action_dim + 8) + episodes * 8 * observation_dim
+    taken = measured["megabytes"] * 1e6 + in_pieces
+
+    asked = collection._bytes(cut(environment, plan(environment, tier, size(name)), seed=0), tmp_path)
+    assert taken < asked < 1.15 * taken
+
+
+@pytest.mark.parametrize("snapshot", ["random", MEDIUM])
+def test_the_size_of_a_piece_is_known_before_it_is_played(snapshot, tmp_path):
+    shard = Shard("hopper", snapshot, 0, 8000, 0)
+    pieces.make(shard, tmp_path)
+    beyond = sum(len(episode.actions) for episode in pieces.read(shard, tmp_path)) - shard.steps  # of the last episode
+    observation_dim, action_dim = actor.dimensions("hopper")
+    expected = pieces.size(shard) + beyond * (8 * observation_dim + 4 * action_dim + 8)
+    # the episodes are a few more or fewer than the card says: a hundred bytes each
+    assert pieces.piece_path(tmp_path, shard).stat().st_size == pytest.approx(expected, rel=0.01)
+
+
+def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
+    (pieces_folder() / "piece-000001.npz").unlink()
+    works = cut("hopper", plan("hopper", "medium-expert", 3000), seed=0)
+    asked = []
+    monkeypatch.setattr(disk, "require_space", lambda folder, needed, what: asked.append(needed))
+    collect_pieces()
+    fresh = collection._bytes(works, folder=minari_files.root() / "none")
+    there = sum(pieces.size(work.shard) for work in works if work.shard.number != 1)
+    assert asked[0] == pytest.approx(fresh - collection.ROOM * there, abs=2)
 
 
 @pytest.mark.slow

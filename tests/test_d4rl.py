@@ -403,7 +403,7 @@ def test_a_file_that_may_not_be_read_is_refused(file, monkeypatch):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(d4rl, "open", denied, raising=False)
+    monkeypatch.setattr(Path, "open", denied)
     assert refusal(file) == f"{file} cannot be read: Permission denied"
 
 

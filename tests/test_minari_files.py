@@ -19,27 +19,11 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from drl.data import guard, minari_files, minari_remote, minari_writer
-from drl.data.store import Recorded
 from drl.errors import UserError
+from toys import ENVIRONMENT, ID, recorded
 
-ID = "drl/toy/spring-v0"
 FOREIGN = "other/toy/spring-v0"
-ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
 AGAIN = "type: drl data collect toy/spring --overwrite"
-
-
-def recorded(lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        Recorded(
-            1000 + number,
-            rng.normal(size=(length + 1, 2)),
-            rng.uniform(-1, 1, (length, 1)).astype(np.float32),
-            rng.normal(size=length),
-            number % 2 == 0,
-        )
-        for number, length in enumerate(lengths)
-    ]
 
 
 def write(episodes, dataset_id=ID, **metadata):
@@ -165,6 +149,20 @@ def test_a_dataset_of_ours_that_is_not_here_names_the_command_that_makes_it(monk
     assert refusal("d4rl/hopper/medium-v2") == (
         "dataset d4rl/hopper/medium-v2 is not on this machine; type: drl data import-d4rl FILE"
     )
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "cure"),
+    [
+        ("drl/hoper/medium-v0", "did you mean 'drl/hopper/medium-v0'? type: drl data collect hopper/medium"),
+        ("drl/hopper/medium-v2", "did you mean 'drl/hopper/medium-v0'? type: drl data collect hopper/medium"),
+        ("drl/toy/sprin-v0", "did you mean 'drl/toy/spring-v0'?"),  # it is here
+        ("drl/zzz-v0", "to see which there are, type: drl data list"),
+    ],
+)
+def test_a_misspelt_dataset_of_ours_names_the_right_one_at_once(misspelt, cure):
+    write(recorded([2]))
+    assert refusal(misspelt) == f"dataset {misspelt} is not on this machine; {cure}"
 
 
 MALFORMED = [

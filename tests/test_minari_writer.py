@@ -14,26 +14,11 @@ import pytest
 from drl import disk
 from drl.data import minari_writer
 from drl.data.minari_files import root
-from drl.data.store import Recorded, Spaces
+from drl.data.store import Spaces
 from drl.errors import UserError
+from toys import ENVIRONMENT, ID, recorded
 
-ID = "drl/toy/spring-v0"
-ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
 EXTRA = {"collection_seed": 11, "behaviour": [{"snapshot": "spring", "steps": 5}], "versions": {"drl": "0"}}
-
-
-def recorded(lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        Recorded(
-            1000 + number,
-            rng.normal(size=(length + 1, 2)),
-            rng.uniform(-1, 1, (length, 1)).astype(np.float32),
-            rng.normal(size=length),
-            number % 2 == 0,
-        )
-        for number, length in enumerate(lengths)
-    ]
 
 
 def write(episodes, dataset_id=ID, reference=(-20.5, 3234.25), **more):
@@ -192,6 +177,13 @@ def test_a_disk_without_room_is_told_before_anything_is_written(monkeypatch):
     with pytest.raises(UserError, match=r"dataset drl/toy/spring-v0 needs \d+ MB in .*, 17 MB are free; make room"):
         write(recorded([3], seed=1))
     assert files(root()) == before
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (40, 1000), (3000, 1), (3000, 20)])
+def test_the_size_of_a_file_is_known_before_it_is_written(count, length):
+    written = (write(recorded([length]) * count) / "data" / "main_data.hdf5").stat().st_size
+    size = minari_writer.size(steps=count * length, episodes=count, observation_dim=2, action_dim=1)
+    assert abs(size - written) <= minari_writer.BLOCK
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])

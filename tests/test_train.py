@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drl import checkpoint as checkpoints
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, read_config
+from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
 from drl.descent import schedule
-from drl.train import resolve, resolve_device, train
+from drl.train import resolve, resolve_device, train, train_together
 from drl.trainer import Trainer, action_errors
 
 PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
@@ -91,15 +93,15 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at(monkeypatch, step: int):
     """The run within this context dies at the beginning of the update after `step` updates."""
-    real = Trainer.update
+    real = Trainer.descend
 
-    def update(self):
+    def descend(self, group):
         if self.step == step:
             raise Killed
-        return real(self)
+        return real(self, group)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "update", update)
+        patch.setattr(Trainer, "descend", descend)
         yield
 
 
@@ -117,7 +119,6 @@ def test_the_loss_is_blind_to_padding():
 @pytest.mark.parametrize(("attention", "sampling"), WAYS)
 def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling):
     clean, spoiled = (Trainer(make_config(attention, sampling=sampling), make_store()) for _ in range(2))
-    spoiled.model.load_state_dict(clean.model.state_dict())
     padded = 0
 
     def spoil(turn, draw=spoiled.sampler.next):
@@ -130,10 +131,7 @@ def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling)
 
     spoiled.sampler.next = spoil
     for _ in range(5):
-        torch.manual_seed(1)
-        expected = clean.update()
-        torch.manual_seed(1)
-        torch.testing.assert_close(spoiled.update(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(spoiled.update(), clean.update(), rtol=0, atol=0)
 
     assert padded
     torch.testing.assert_close(spoiled.checkpoint().training, clean.checkpoint().training, rtol=0, atol=0)
@@ -305,12 +303,9 @@ def test_the_learning_rate_logged_is_the_one_used(tmp_path, monkeypatch, stop):
 def test_bfloat16_stays_close_to_float32_and_keeps_what_it_sums_up_in_float32():
     single, half = (Trainer(make_config(precision=precision, updates=30), make_store())
                     for precision in ("float32", "bfloat16"))
-    half.model.load_state_dict(single.model.state_dict())
     different = 0
     for _ in range(20):
-        torch.manual_seed(1)
         expected = single.update()
-        torch.manual_seed(1)
         loss, norm = half.update()
         torch.testing.assert_close((loss, norm), expected, rtol=0.05, atol=0)
         assert loss.dtype == norm.dtype == torch.float32
@@ -342,7 +337,6 @@ def test_a_compiled_update_is_the_update(attention, sampling):
     def losses(compile):
         config = make_config(attention, sampling=sampling, stream_groups=3, updates=30, compile=compile)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
-        torch.manual_seed(1)
         trainer = Trainer(config, make_store())
         return [trainer.update() for _ in range(8)]
 
@@ -354,12 +348,10 @@ def test_a_compiled_update_is_the_update(attention, sampling):
 
 def test_an_update_reads_the_state_that_the_last_one_left():
     carried, forgetful = (Trainer(make_config(), make_store()) for _ in range(2))
-    forgetful.model.load_state_dict(carried.model.state_dict())
 
     def losses():
         forgetful.states = [forgetful.model.initial_state(4)]
         for trainer in (carried, forgetful):
-            torch.manual_seed(1)
             yield trainer.update()[0].item()
 
     first, first_without = losses()
@@ -371,14 +363,12 @@ def test_an_update_reads_the_state_that_the_last_one_left():
 
 def test_an_update_keeps_the_state_of_every_layer_and_stream():
     trainer, twin = (Trainer(make_config(), make_store()) for _ in range(2))
-    twin.model.load_state_dict(trainer.model.state_dict())
     past = twin.model.initial_state(4)
     for _ in range(3):
         batch = twin.sampler.next(0)
         twin.model.load_state_dict(trainer.model.state_dict())
-        torch.manual_seed(1)
-        _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
-        torch.manual_seed(1)
+        with twin.randomness():
+            _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
         trainer.update()
         torch.testing.assert_close(trainer.states, [tuple(layer.detach() for layer in past)], rtol=0, atol=0)
 
@@ -429,11 +419,10 @@ def test_gradients_stop_at_the_edge_of_a_chunk():
     past = tuple(layer.restart(batch.restart) for layer in twin.states[0])
     assert any(layer.kv.abs().sum() > 0 for layer in past)
 
-    torch.manual_seed(1)
-    predicted, _ = twin.model(*batch[:5], past)
+    with twin.randomness():
+        predicted, _ = twin.model(*batch[:5], past)
     errors, count = action_errors(predicted, batch.actions, batch.mask)
     gradients = torch.autograd.grad(errors / count, list(twin.model.parameters()))
-    torch.manual_seed(1)
     _, norm = trainer.update()
 
     clip = min(1.0, trainer.config.train.max_grad_norm / (norm.item() + 1e-6))
@@ -488,8 +477,8 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
     config = make_config(learning_rate=1e36, warmup_updates=0, checkpoint_every=1)
-    with pytest.raises(UserError, match=r"^at update 2 the loss is (nan|inf) and the gradient norm (nan|inf); "
-                                        r"lower --train.learning_rate \(now 1e\+36\)$"):
+    with pytest.raises(UserError, match=r"^at update 2 the loss is (nan|inf) and the gradient norm (nan|inf) "
+                                        r"with seed 0; lower --train.learning_rate \(now 1e\+36\)$"):
         train(config, make_store(), tmp_path / "run")
     assert checkpoints.load(tmp_path / "run").step == 1
     assert [line["step"] for line in lines(tmp_path / "run")] == [1]
@@ -574,3 +563,80 @@ def test_a_device_without_numbers_is_refused():
 def test_devices_are_resolved_once():
     assert resolve_device("cpu") == "cpu"
     assert resolve_device(resolve_device("auto")) == resolve_device("auto")
+
+
+# several seeds
+
+
+SEEDS = [0, 7, 2]
+
+
+def together(folder, seeds=SEEDS, resume=False, **settings) -> None:
+    configs = [make_config(seed=seed, **settings) for seed in seeds]
+    train_together(configs, make_store(), [folder / f"seed-{seed}" for seed in seeds], resume=resume)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A folder with a run of each seed, each trained by itself."""
+    torch.use_deterministic_algorithms(True)
+    folder = tmp_path_factory.mktemp("alone")
+    for seed in SEEDS:
+        train(make_config(seed=seed, stream_groups=3), make_store(), folder / f"seed-{seed}")
+    return folder
+
+
+def test_seeds_trained_together_have_the_numbers_of_each_alone(tmp_path, alone):
+    """Dropout included: each draws from generators of its own."""
+    together(tmp_path, stream_groups=3)
+    for seed in SEEDS:
+        assert_same_run(tmp_path / f"seed-{seed}", alone / f"seed-{seed}")
+        assert read_config(tmp_path / f"seed-{seed}" / "config.yaml") == make_config(seed=seed, stream_groups=3)
+    assert training_lines(alone / "seed-0") != training_lines(alone / "seed-2")
+
+
+@pytest.mark.parametrize("lost", [None, "seed-7", "seed-2"])
+def test_seeds_stopped_together_go_on_together_even_if_one_is_behind(tmp_path, monkeypatch, alone, lost):
+    with killed_at(monkeypatch, 11):
+        together(tmp_path, stream_groups=3)
+    if lost:  # killed after the others had written their checkpoints of update 10
+        shutil.rmtree(tmp_path / lost / "checkpoints" / "step-00000010")
+    together(tmp_path, resume=True, stream_groups=3)
+    for seed in SEEDS:
+        assert_same_run(tmp_path / f"seed-{seed}", alone / f"seed-{seed}")
+
+
+def test_a_seed_trained_with_others_goes_on_alone(tmp_path, monkeypatch, alone):
+    with killed_at(monkeypatch, 8):
+        together(tmp_path, stream_groups=3)
+    train(make_config(seed=7, stream_groups=3), make_store(), tmp_path / "seed-7", resume=True)
+    assert_same_run(tmp_path / "seed-7", alone / "seed-7")
+
+
+def test_seeds_share_the_arrays_of_the_dataset(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("drl.train.Steps", lambda *arguments: made.append(arguments) or Steps(*arguments))
+    together(tmp_path, updates=1)
+    assert len(made) == 1
+
+
+def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path):
+    configs = [make_config(seed=seed, learning_rate=1e36, warmup_updates=0) for seed in (3, 4)]
+    with pytest.raises(UserError, match="with seed 3; lower"):
+        train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
+
+
+def test_several_seeds_with_dropout_on_one_gpu_are_refused(tmp_path):
+    configs = [dataclasses.replace(make_config(seed=seed), device="cuda") for seed in (0, 1)]
+    with pytest.raises(UserError) as caught:
+        train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
+    assert str(caught.value) == ("several seeds on one GPU cannot draw dropout as each alone would; add "
+                                 "--model.dropout 0, or train one --seed at a time")
+
+
+def test_a_run_of_before_precision_was_an_option_goes_on(tmp_path):
+    train(make_config(updates=1, precision="auto", compile="auto"), make_store(), tmp_path / "run")
+    folder = train(make_config(updates=1), make_store(), tmp_path / "run", resume=True)
+    assert checkpoints.load(folder).step == 1
+    with pytest.raises(UserError, match="train.precision float32 -> bfloat16"):
+        train(make_config(updates=1, precision="bfloat16"), make_store(), tmp_path / "run", resume=True)

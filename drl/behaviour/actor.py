@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from drl.errors import UserError, did_you_mean
+from drl.names import environments
 
 RANDOM = "random"  # the snapshot that acts uniformly
 LAYERS = ("hidden_0", "hidden_1", "mean", "log_std")
@@ -55,11 +56,6 @@ def _affine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return result
 
 
-def environments() -> list[str]:
-    """Short names of the environments whose behaviour policies are shipped, e.g. "hopper"."""
-    return sorted(path.name.removesuffix(".json") for path in _files().iterdir() if path.name.endswith(".json"))
-
-
 @functools.cache
 def card(environment: str) -> dict[str, Any]:
     """What is known of an environment's snapshots.
@@ -85,6 +81,7 @@ def length_mean(environment: str, snapshot: str) -> float:
     return card(environment)["snapshots"][snapshot]["length_mean"]
 
 
+@functools.cache
 def dimensions(environment: str) -> tuple[int, int]:
     """Of observations and of actions, as the shipped actors take and give them."""
     weights = load((_files() / f"{environment}.safetensors").read_bytes())

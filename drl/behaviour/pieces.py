@@ -4,18 +4,32 @@ A piece is an .npz file, whole or absent: its name is given to it last, and the 
 was damaged since.
 """
 
+import math
 import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from drl.behaviour import actor
 from drl.behaviour.play import Shard, physics, play
 from drl.data.store import Recorded
 
 
 def piece_path(folder: Path, shard: Shard) -> Path:
     return folder / f"piece-{shard.number:06d}.npz"
+
+
+def episode_count(shard: Shard) -> int:
+    """How many episodes a shard has, about."""
+    return math.ceil(shard.steps / actor.length_mean(shard.environment, shard.snapshot))
+
+
+def size(shard: Shard) -> int:
+    """About the bytes of a piece; its last episode goes on for some steps more."""
+    observation_dim, action_dim = actor.dimensions(shard.environment)
+    step = 8 * observation_dim + 4 * action_dim + 8
+    return shard.steps * step + episode_count(shard) * (8 * observation_dim + 8 + 8 + 1)
 
 
 def make(shard: Shard, folder: Path) -> np.ndarray:

@@ -13,14 +13,13 @@ import numpy as np
 
 from drl.behaviour import actor
 from drl.behaviour.actor import RANDOM
-from drl.behaviour.play import LONGEST, Shard
-from drl.errors import UserError, did_you_mean
+from drl.behaviour.play import Shard, longest
+from drl.names import parse
 
-TIERS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MILLION = 1_000_000
 REPLAY_STEPS = {"hopper": 400_000, "halfcheetah": 200_000, "walker2d": 300_000}  # D4RL's, rounded
-SHARD, LEAST = 50_000, 25_000  # steps of a piece of work at most and at least: up to three seconds
-PIECES = 10  # a shard is this part of what is still to play; a multiple of the longest episode, which then fills it
+SHARD, LEAST = 50_000, 25_000  # steps of a shard, about, at most and at least: up to three seconds of work
+PIECES = 10  # between the two, a shard is this part (a tenth) of all that is still to play
 
 
 class Work(NamedTuple):
@@ -39,38 +38,22 @@ def plan(environment: str, tier: str, steps: int) -> list[tuple[str, int]]:
     return [(snapshot, int(share)) for (snapshot, _), share in zip(sources, np.diff(marks, prepend=0), strict=True)]
 
 
-def names() -> list[str]:
-    """Every "<env>/<tier>" that can be collected."""
-    return [f"{environment}/{tier}" for environment in actor.environments() for tier in TIERS]
-
-
 def size(name: str) -> int:
     """Environment steps of a dataset in D4RL."""
     environment, tier = parse(name)
     return {"medium-replay": REPLAY_STEPS[environment], "medium-expert": 2 * MILLION}.get(tier, MILLION)
 
 
-def parse(name: str) -> tuple[str, str]:
-    """Environment and tier of "<env>/<tier>".
-
-    Raises:
-        UserError: it cannot be collected; names the near miss.
-    """
-    environment, _, tier = name.partition("/")
-    if name not in names():
-        raise UserError(f"unknown dataset {name!r}; {did_you_mean(name, names())}")
-    return environment, tier
-
-
 def cut(environment: str, shares: list[tuple[str, int]], seed: int) -> list[Work]:
     """Every share cut into shards. They grow smaller towards the end, so that all cores end at about the same time."""
-    works, mark = [], 0
+    works, mark, episode = [], 0, longest(environment)
     total = sum(share for _, share in shares)
     for snapshot, share in shares:
         end = mark + share
         while mark < end:
             count = max(1, round((end - mark) / min(SHARD, max(LEAST, (total - mark) // PIECES))))
-            steps = min(end - mark, math.ceil((end - mark) / count / LONGEST) * LONGEST)
+            # whole episodes of full length: where none ends early, none is played beyond what is asked for
+            steps = min(end - mark, math.ceil((end - mark) / count / episode) * episode)
             works.append(Work(Shard(environment, snapshot, len(works), steps, seed), mark + steps))
             mark += steps
     return works

@@ -14,9 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from drl.behaviour.actor import RANDOM, actor, card, length_mean
 from drl.data.store import Recorded
-from drl.envs import Envs, make_envs
+from drl.envs import Envs, make_envs, max_episode_steps
 
-LONGEST = 1_000  # steps of an episode in all three environments
 ROWS = 50  # environments stepped side by side: a shard of 50,000 steps is one long episode in each
 
 
@@ -43,12 +42,18 @@ def physics(environment: str) -> np.ndarray:
     return np.array([envs.physics_seconds, envs.physics_steps])
 
 
+def longest(environment: str) -> int:
+    """Steps of an episode at most: every environment that has behaviour policies has a time limit."""
+    return max_episode_steps(card(environment)["environment"])
+
+
 class _Player:
     """Rows of one environment, each playing an episode; what they see and do is kept tick by tick."""
 
     def __init__(self, shard: Shard):
         self.shard = shard
         self.envs = _envs(shard.environment)
+        self.longest = longest(shard.environment)
         self.seeds, self.noise = (np.random.default_rng([shard.seed, shard.number, part]) for part in range(2))
         self.low, self.high = self.envs.action_space.low, self.envs.action_space.high
         self.half = (self.high - self.low) / 2
@@ -84,7 +89,7 @@ class _Player:
         # the rest of an episode is taken to be as long as a whole one: those that fall early tell little of the others
         mean = length_mean(self.shard.environment, self.shard.snapshot)
         age = self.tick - self.since[self.number >= 0]
-        under_way = np.minimum(age + mean, np.maximum(age, LONGEST)).sum()
+        under_way = np.minimum(age + mean, np.maximum(age, self.longest)).sum()
         missing = self.shard.steps - self.ended_steps - under_way
         idle = idle[: max(0, math.ceil(missing / mean))]
         if not len(idle):

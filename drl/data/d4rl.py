@@ -9,7 +9,6 @@
 Dimension key: N steps of the file, E episodes, T steps of one episode, O observation, A action.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,8 +152,7 @@ def _digest(file: str) -> str:
     if not Path(file).is_file():
         raise UserError(f"no such file: {file}; D4RL's own files are at {ORIGIN}")
     try:
-        with open(file, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return disk.sha256(Path(file))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
 

@@ -6,7 +6,6 @@ in a child process with limits of memory and time.
 
 import difflib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from drl.data import guard, minari_hdf5, minari_metadata, minari_remote, packed
 from drl.data.minari_metadata import MAIN, line
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError, did_you_mean
+from drl.names import names
 from drl.progress import progress
 
 ID = re.compile(r"([\w-]{2,}/)*[\w-]+-v\d+")
@@ -91,12 +91,10 @@ def pack(dataset_id: str, target: str) -> None:
     if (version := str(metadata.get("minari_version"))) not in minari.supported_dataset_versions:
         raise UserError(f"dataset {dataset_id} is of Minari {version!r:.20}, which is not one that Minari "
                         f"{minari.__version__} reads; type: pip install --upgrade minari")
-    if "sha256" in metadata:
-        with open(folder / "data" / MAIN, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != metadata["sha256"]:
-                raise UserError(f"dataset {dataset_id}: {MAIN} is not as it was written (its SHA-256 is not the one in "
-                                f"metadata.json); {_cure(dataset_id)}; if you changed it on purpose, take \"sha256\" "
-                                f"out of {folder / 'data' / 'metadata.json'}")
+    if "sha256" in metadata and disk.sha256(folder / "data" / MAIN) != metadata["sha256"]:
+        raise UserError(f"dataset {dataset_id}: {MAIN} is not as it was written (its SHA-256 is not the one in "
+                        f"metadata.json); {_cure(dataset_id)}; if you changed it on purpose, take \"sha256\" out of "
+                        f"{folder / 'data' / 'metadata.json'}")
     with progress(metadata["total_steps"], "step", f"packing {dataset_id}") as bar:
         episodes = _episodes(dataset_id, metadata, bar.update)
         counts = packed.write(episodes, minari_metadata.spaces(metadata, dataset_id), dataset_id, Path(target))
@@ -178,8 +176,14 @@ def _episodes(
 
 
 def _cure(dataset_id: str) -> str:
-    """What to type to have a dataset anew."""
+    """What to type to have a dataset anew, or to have the one that was meant."""
     anew = " --overwrite" if (root() / dataset_id).exists() else ""
+    collectable = {f"drl/{name}-v0": name for name in names()}
+    if dataset_id.startswith("drl/") and not anew and dataset_id not in collectable:
+        if not (near := difflib.get_close_matches(dataset_id, {*collectable, *local_ids()}, n=1)):
+            return "to see which there are, type: drl data list"
+        known = f"did you mean {near[0]!r}?"
+        return known if near[0] in local_ids() else f"{known} type: drl data collect {collectable[near[0]]}"
     if made := COLLECTED.fullmatch(dataset_id):
         return f"type: drl data collect {made['name']}{anew}"
     if dataset_id.startswith(OURS):

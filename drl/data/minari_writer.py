@@ -8,8 +8,10 @@ disk takes the process with it (SIGSEGV), a plain write says what is wrong.
 
 import functools
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from drl.data.minari_remote import datasets_path
 from drl.data.store import Recorded, Spaces
 
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
+TABLES, BLOCK = 2_700, 1 << 20  # bytes of HDF5's own: for an episode, and how many it takes at a time
 
 
 def write(
@@ -40,6 +43,7 @@ def write(
     description: str,
     extra: dict[str, Any],
     spaces: Spaces | None = None,
+    making: AbstractContextManager = nullcontext(),
 ) -> Path:
     """Create a local dataset, or replace one, whole or not at all. Returns its folder.
 
@@ -52,6 +56,7 @@ def write(
         description: for people.
         extra: further metadata.
         spaces: given where the data were not recorded in `environment`, which is then named for evaluation alone.
+        making: entered while Minari makes the environment, which it does to find out its spaces.
 
     Raises:
         UserError: the disk has no room for it; names the bytes needed and free.
@@ -62,7 +67,8 @@ def write(
     image, summary = _image(first, episodes)
     disk.require_space(root(), len(image), f"dataset {dataset_id}")
     with disk.refusal_told(root(), f"dataset {dataset_id}"), disk.scratch(root()) as partial:
-        storage = _frame(partial, dataset_id, first, environment, algorithm, reference, description, spaces)
+        with making:
+            storage = _frame(partial, dataset_id, first, environment, algorithm, reference, description, spaces)
         main = partial / dataset_id / "data" / MAIN
         main.write_bytes(image)
         storage.update_metadata(
@@ -75,6 +81,12 @@ def write(
             create_namespace(namespace)
         disk.replace(partial / dataset_id, target)
     return target
+
+
+def size(steps: int, episodes: int, observation_dim: int, action_dim: int) -> int:
+    """About the bytes of a dataset of so many steps and episodes, observations and rewards being float64."""
+    step = 8 * observation_dim + 4 * action_dim + 8 + 2
+    return steps * step + episodes * (8 * observation_dim + TABLES) + BLOCK
 
 
 def _frame(
@@ -124,9 +136,9 @@ def _image(first: Recorded, rest: Iterator[Recorded]) -> tuple[bytes, dict[str, 
     scalar = h5s.create(h5s.SCALAR)
     returns, lengths = [], []
     # h5py's lower level: its upper one takes three times as long for an episode of twenty steps
-    memory = {"driver": "core", "backing_store": False, "block_size": 16 << 20, "meta_block_size": 1 << 20}
+    memory = {"driver": "core", "backing_store": False, "block_size": 16 << 20, "meta_block_size": BLOCK}
     with h5py.File(MAIN, "w", **memory) as file:
-        for number, episode in enumerate(_chain(first, rest)):
+        for number, episode in enumerate(itertools.chain([first], rest)):
             group = h5g.create(file.id, f"episode_{number}".encode())
             for name, value in {"id": number, "seed": episode.seed, "total_steps": len(episode.actions)}.items():
                 if value is not None:
@@ -159,8 +171,3 @@ def _kind(dtype: np.dtype) -> h5t.TypeID:
 
 def _short(values: list[float]) -> dict[str, float]:
     return {name: round(float(getattr(np, name)(values)), 3) for name in ("mean", "std", "min", "max")}
-
-
-def _chain(first: Recorded, rest: Iterator[Recorded]) -> Iterator[Recorded]:
-    yield first
-    yield from rest

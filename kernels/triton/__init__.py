@@ -15,6 +15,7 @@ import os
 import torch
 from torch import Tensor
 
+INSTALLED = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 128  # numbers per head
 
@@ -26,7 +27,7 @@ def interpreted() -> bool:
 
 def unavailable() -> str | None:
     """Why these kernels cannot run here; None if they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         return "needs the package triton, which comes with torch for CUDA"
     if not torch.cuda.is_available() and not interpreted():
         return "needs a CUDA device; use 'chunked'"
@@ -58,7 +59,7 @@ def attend_packed(qkv, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, 
     return ops.attend_packed(qkv, kv, z, mask, restart, feature_map, eps)
 
 
-def step(q, k, v, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+def attend_step(q, k, v, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
     """`attend` for a few tokens, without gradient."""
     from drl.kernels.triton import ops
 

@@ -14,7 +14,7 @@ Hopper (fla-org/flash-linear-attention, issue 640).
 import triton
 import triton.language as tl
 
-from drl.kernels.triton.tiles import dot, load_tile, phi, phi_backward, store_tile
+from drl.kernels.triton.tiles import dot, load_tile, phi, phi_backward, store_tile, within
 
 
 @triton.jit
@@ -24,8 +24,8 @@ def backward(
     dq, dk, dv, d_kv_before, d_z_before,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
     dq_row, dq_token, dq_head, dk_row, dk_token, dk_head, dv_row, dv_token, dv_head,
-    T, H, K, V,
-    N, C: tl.constexpr, WHOLE_K: tl.constexpr, WHOLE_V: tl.constexpr, SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr,
+    T, H,
+    N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, WHOLE_K: tl.constexpr, WHOLE_V: tl.constexpr, SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr,
     MAP: tl.constexpr, MASK: tl.constexpr, RESTART: tl.constexpr, STATE: tl.constexpr, STATE_AFTER: tl.constexpr,
     STATE_GRADIENT: tl.constexpr, ONE_CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -50,22 +50,23 @@ def backward(
         dq, dk, dv, d_kv_before, d_z_before,
     )  # fmt: skip
     strides = (q_token, k_token, v_token, dq_token, dk_token, dv_token)
-    sizes = (T, H, K, V, N)
+    sizes = (T, H, N)
     part, PARTS_K = tl.program_id(1), WHOLE_K // SPLIT_K
     if SPLIT_K == WHOLE_K and SPLIT_V == WHOLE_V:
-        _sweep(tensors, strides, sizes, row_head, goes_on, 0, 0, C, WHOLE_K, WHOLE_V, True, True,
+        _sweep(tensors, strides, sizes, row_head, goes_on, 0, 0, K, V, C, WHOLE_K, WHOLE_V, True, True,
                MAP, MASK, STATE, STATE_AFTER, STATE_GRADIENT, ONE_CHUNK)
     elif part < PARTS_K:
-        _sweep(tensors, strides, sizes, row_head, goes_on, part * SPLIT_K, 0, C, SPLIT_K, WHOLE_V, True, False,
+        _sweep(tensors, strides, sizes, row_head, goes_on, part * SPLIT_K, 0, K, V, C, SPLIT_K, WHOLE_V, True, False,
                MAP, MASK, STATE, STATE_AFTER, STATE_GRADIENT, ONE_CHUNK)
     else:
-        _sweep(tensors, strides, sizes, row_head, goes_on, 0, (part - PARTS_K) * SPLIT_V, C, WHOLE_K, SPLIT_V, False,
+        _sweep(tensors, strides, sizes, row_head, goes_on, 0, (part - PARTS_K) * SPLIT_V, K, V, C, WHOLE_K, SPLIT_V, False,
                True, MAP, MASK, STATE, STATE_AFTER, STATE_GRADIENT, ONE_CHUNK)
 
 
 @triton.jit
 def _sweep(
-    tensors, strides, sizes, row_head, goes_on, first_feature, first_value, C: tl.constexpr, BLOCK_K: tl.constexpr,
+    tensors, strides, sizes, row_head, goes_on, first_feature, first_value, K: tl.constexpr, V: tl.constexpr,
+    C: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr, OF_QK: tl.constexpr, OF_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr,
     STATE: tl.constexpr, STATE_AFTER: tl.constexpr, STATE_GRADIENT: tl.constexpr, ONE_CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -75,13 +76,13 @@ def _sweep(
         dq, dk, dv, d_kv_before, d_z_before,
     ) = tensors  # fmt: skip
     q_token, k_token, v_token, dq_token, dk_token, dv_token = strides
-    T, H, K, V, N = sizes
+    T, H, N = sizes
     dtype: tl.constexpr = v.dtype.element_ty
     features, values = first_feature + tl.arange(0, BLOCK_K), first_value + tl.arange(0, BLOCK_V)
     square = features[:, None] * V + values[None, :]
     square_T = values[:, None] + features[None, :] * V
-    in_square = (features < K)[:, None] & (values < V)[None, :]
-    in_square_T = (values < V)[:, None] & (features < K)[None, :]
+    in_square = within(features, K)[:, None] & within(values, V)[None, :]
+    in_square_T = within(values, V)[:, None] & within(features, K)[None, :]
     CARRIES: tl.constexpr = STATE_AFTER or not ONE_CHUNK
 
     d_kv = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
@@ -90,7 +91,7 @@ def _sweep(
     if STATE_AFTER:
         d_kv = tl.load(d_kv_after + row_head * K * V + square, mask=in_square, other=0.0)
         d_kv_T = tl.load(d_kv_after + row_head * K * V + square_T, mask=in_square_T, other=0.0)
-        d_z = tl.load(d_z_after + row_head * K + features, mask=features < K, other=0.0)
+        d_z = tl.load(d_z_after + row_head * K + features, mask=within(features, K), other=0.0)
 
     i = tl.arange(0, C)
     for step in range(N):
@@ -100,10 +101,10 @@ def _sweep(
         counts = live
         if MASK:
             counts = counts & (tl.load(mask + first + i, mask=live, other=0) != 0)
-        counts_CK = counts[:, None] & (features < K)[None, :]
+        counts_CK = counts[:, None] & within(features, K)[None, :]
         q_in = load_tile(q, q_token, first, T, features, K, tl.float32, C)
         k_in = load_tile(k, k_token, first, T, features, K, tl.float32, C)
-        q_CK = tl.where(live[:, None] & (features < K)[None, :], phi(q_in, MAP), 0.0).to(dtype)
+        q_CK = tl.where(live[:, None] & within(features, K)[None, :], phi(q_in, MAP), 0.0).to(dtype)
         k_CK = tl.where(counts_CK, phi(k_in, MAP), 0.0).to(dtype)
         denominator_C = tl.load(denominators + first + i, mask=live, other=1.0)
         d_out_CV = load_tile(d_out, H * V, first, T, values, V, tl.float32, C) / denominator_C[:, None]
@@ -119,11 +120,11 @@ def _sweep(
             if not ONE_CHUNK:
                 chunk = row_head * N + n
                 kv_T = tl.load(kv_chunks + chunk * K * V + square_T, mask=in_square_T, other=0.0)
-                z = tl.load(z_chunks + chunk * K + features, mask=features < K, other=0.0)
+                z = tl.load(z_chunks + chunk * K + features, mask=within(features, K), other=0.0)
                 dq_CK += dot(g_CV, kv_T, dtype) + d_C[:, None] * z[None, :]
             elif STATE:
                 kv_T = tl.load(kv_before + row_head * K * V + square_T, mask=in_square_T & goes_on, other=0.0)
-                z = tl.load(z_before + row_head * K + features, mask=(features < K) & goes_on, other=0.0)
+                z = tl.load(z_before + row_head * K + features, mask=within(features, K) & goes_on, other=0.0)
                 dq_CK += dot(g_CV, kv_T, dtype) + d_C[:, None] * z[None, :]
             if CARRIES:
                 dk_CK += dot(v_CV, d_kv_T, dtype) + d_z[None, :]
@@ -149,4 +150,4 @@ def _sweep(
             tl.store(d_kv_before + row_head * K * V + square, d_kv, mask=in_square)
         if OF_QK:
             d_z = tl.where(goes_on, d_z, 0.0)
-            tl.store(d_z_before + row_head * K + features, d_z, mask=features < K)
+            tl.store(d_z_before + row_head * K + features, d_z, mask=within(features, K))

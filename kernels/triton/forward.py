@@ -7,7 +7,7 @@ q, k, v, the output and, once, the state; phi and the denominator cost nothing e
 import triton
 import triton.language as tl
 
-from drl.kernels.triton.tiles import dot, load_tile, phi, store_tile
+from drl.kernels.triton.tiles import dot, load_tile, phi, store_tile, within
 
 
 @triton.jit
@@ -15,8 +15,8 @@ def forward(
     q, k, v, mask, restart, kv_before, z_before,
     out, kv_after, z_after, denominators, kv_chunks, z_chunks,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
-    T, H, K, V, eps,
-    N, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr,
+    T, H, eps,
+    N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr,
     RESTART: tl.constexpr, STATE: tl.constexpr, SAVE: tl.constexpr, ONE_CHUNK: tl.constexpr,
 ):  # fmt: skip
     row_head = tl.program_id(0)
@@ -30,7 +30,7 @@ def forward(
     v += row * v_row + head * v_head
     out += (row * T * H + head) * V
     square = features[:, None] * V + values[None, :]
-    in_square = (features < K)[:, None] & (values < V)[None, :]
+    in_square = within(features, K)[:, None] & within(values, V)[None, :]
 
     kv = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
     z = tl.zeros((BLOCK_K,), tl.float32)
@@ -39,7 +39,7 @@ def forward(
         if RESTART:
             goes_on = tl.load(restart + row) == 0
         kv = tl.load(kv_before + row_head * K * V + square, mask=in_square & goes_on, other=0.0)
-        z = tl.load(z_before + row_head * K + features, mask=(features < K) & goes_on, other=0.0)
+        z = tl.load(z_before + row_head * K + features, mask=within(features, K) & goes_on, other=0.0)
 
     i = tl.arange(0, C)
     for n in range(N):
@@ -48,7 +48,7 @@ def forward(
             chunk = row_head * N + n
             tl.store(kv_chunks + chunk * K * V + square, kv, mask=in_square)
             if first_block:
-                tl.store(z_chunks + chunk * K + features, z, mask=features < K)
+                tl.store(z_chunks + chunk * K + features, z, mask=within(features, K))
         q_CK = phi(load_tile(q, q_token, first, T, features, K, tl.float32, C), MAP).to(dtype)
         k_CK = phi(load_tile(k, k_token, first, T, features, K, tl.float32, C), MAP)
         v_CV = load_tile(v, v_token, first, T, values, V, dtype, C)
@@ -56,7 +56,7 @@ def forward(
         if MASK:
             counts = counts & (tl.load(mask + row * T + first + i, mask=counts, other=0) != 0)
         # phi of the zeros that fill a tile up is not zero
-        k_CK = tl.where(counts[:, None] & (features < K)[None, :], k_CK, 0.0).to(dtype)
+        k_CK = tl.where(counts[:, None] & within(features, K)[None, :], k_CK, 0.0).to(dtype)
 
         weights_CC = dot(q_CK, tl.trans(k_CK), dtype)
         # selects, does not multiply: whatever the future holds is replaced by zero
@@ -74,4 +74,4 @@ def forward(
 
     tl.store(kv_after + row_head * K * V + square, kv, mask=in_square)
     if first_block:
-        tl.store(z_after + row_head * K + features, z, mask=features < K)
+        tl.store(z_after + row_head * K + features, z, mask=within(features, K))

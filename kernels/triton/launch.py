@@ -76,7 +76,7 @@ def forward(q, k, v, kv, z, mask, restart, feature_map: str, eps: float, save: b
     forward_kernels.forward[(B * H, -(-V // tiles.V))](
         q, k, v, _bytes(mask, q), _bytes(restart, q), _or(kv, q), _or(z, q),
         *buffers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        T, H, K, V, eps, N, C=C, BLOCK_K=tiles.K, BLOCK_V=tiles.V, MAP=feature_map, MASK=mask is not None,
+        T, H, eps, N, K=K, V=V, C=C, BLOCK_K=tiles.K, BLOCK_V=tiles.V, MAP=feature_map, MASK=mask is not None,
         RESTART=restart is not None, STATE=kv is not None, SAVE=save, ONE_CHUNK=N == 1,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def backward(
         q, k, v, _bytes(mask, q), _bytes(restart, q), _or(kv, out), _or(z, out), out, denominators, kv_chunks, z_chunks,
         d_out.contiguous(), _or(d_kv, out), _or(d_z, out), dq, dk, dv, d_kv_before, d_z_before,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
-        T, H, K, V, N, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
+        T, H, N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
         MASK=mask is not None, RESTART=restart is not None, STATE=kv is not None, STATE_AFTER=after,
         STATE_GRADIENT=state_gradient, ONE_CHUNK=N == 1, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -122,7 +122,7 @@ def step(q, k, v, kv, z, mask, restart, feature_map: str, eps: float) -> tuple[T
     out, kv_after, z_after = v.new_empty(B, T, H, V), *state_buffers(k, v, True)
     step_kernels.step[(B * H, -(-V // block_v))](
         q, k, v, _bytes(mask, q), _bytes(restart, q), _or(kv, out), _or(z, out), out, kv_after, z_after,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, K, V, eps, T=T, BLOCK_K=block_k, BLOCK_V=block_v,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, eps, K=K, V=V, T=T, BLOCK_K=block_k, BLOCK_V=block_v,
         MAP=feature_map, MASK=mask is not None, RESTART=restart is not None, STATE=kv is not None,
         num_warps=max(1, block_k * block_v // 1024),
     )  # fmt: skip

@@ -4,14 +4,14 @@ once, whatever the number of tokens."""
 import triton
 import triton.language as tl
 
-from drl.kernels.triton.tiles import phi
+from drl.kernels.triton.tiles import phi, within
 
 
 @triton.jit
 def step(
     q, k, v, mask, restart, kv_before, z_before, out, kv_after, z_after,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
-    H, K, V, eps, T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr,
+    H, eps, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr,
     MASK: tl.constexpr, RESTART: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
     row_head = tl.program_id(0)
@@ -19,7 +19,7 @@ def step(
     row_head = row_head.to(tl.int64)
     features, values = tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     square = features[:, None] * V + values[None, :]
-    in_square = (features < K)[:, None] & (values < V)[None, :]
+    in_square = within(features, K)[:, None] & within(values, V)[None, :]
 
     kv = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
     z = tl.zeros((BLOCK_K,), tl.float32)
@@ -28,13 +28,13 @@ def step(
         if RESTART:
             goes_on = tl.load(restart + row) == 0
         kv = tl.load(kv_before + row_head * K * V + square, mask=in_square & goes_on, other=0.0)
-        z = tl.load(z_before + row_head * K + features, mask=(features < K) & goes_on, other=0.0)
+        z = tl.load(z_before + row_head * K + features, mask=within(features, K) & goes_on, other=0.0)
     for t in tl.static_range(T):
-        q_K = tl.load(q + row * q_row + t * q_token + head * q_head + features, mask=features < K, other=0.0)
-        k_K = tl.load(k + row * k_row + t * k_token + head * k_head + features, mask=features < K, other=0.0)
-        v_V = tl.load(v + row * v_row + t * v_token + head * v_head + values, mask=values < V, other=0.0)
+        q_K = tl.load(q + row * q_row + t * q_token + head * q_head + features, mask=within(features, K), other=0.0)
+        k_K = tl.load(k + row * k_row + t * k_token + head * k_head + features, mask=within(features, K), other=0.0)
+        v_V = tl.load(v + row * v_row + t * v_token + head * v_head + values, mask=within(values, V), other=0.0)
         q_K, k_K = phi(q_K.to(tl.float32), MAP), phi(k_K.to(tl.float32), MAP)
-        counts = features < K
+        counts = within(features, K)
         if MASK:
             counts = counts & (tl.load(mask + row * T + t) != 0)
         k_K = tl.where(counts, k_K, 0.0)
@@ -43,7 +43,7 @@ def step(
         numerator_V = tl.sum(q_K[:, None] * kv, axis=0)
         denominator = tl.sum(q_K * z, axis=0) + eps
         result_V = (numerator_V / denominator).to(out.dtype.element_ty)
-        tl.store(out + ((row * T + t) * H + head) * V + values, result_V, mask=values < V)
+        tl.store(out + ((row * T + t) * H + head) * V + values, result_V, mask=within(values, V))
     tl.store(kv_after + row_head * K * V + square, kv, mask=in_square)
     if tl.program_id(1) == 0:
-        tl.store(z_after + row_head * K + features, z, mask=features < K)
+        tl.store(z_after + row_head * K + features, z, mask=within(features, K))

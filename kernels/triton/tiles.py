@@ -8,21 +8,30 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tile(base, stride, first, last, columns, width, dtype: tl.constexpr, C: tl.constexpr):
-    """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column `width`."""
+def load_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, dtype: tl.constexpr, C: tl.constexpr):
+    """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column WIDTH."""
     base += tl.cast(first, tl.int64) * stride
     rows = tl.arange(0, C)
-    inside = (first + rows < last)[:, None] & (columns < width)[None, :]
+    inside = (first + rows < last)[:, None] & within(columns, WIDTH)[None, :]
     return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(dtype)
 
 
 @triton.jit
-def store_tile(base, stride, first, last, columns, width, values, C: tl.constexpr):
+def store_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, values, C: tl.constexpr):
     """The inverse of load_tile: nothing is written outside."""
     base += tl.cast(first, tl.int64) * stride
     rows = tl.arange(0, C)
-    inside = (first + rows < last)[:, None] & (columns < width)[None, :]
+    inside = (first + rows < last)[:, None] & within(columns, WIDTH)[None, :]
     tl.store(base + rows[:, None] * stride + columns[None, :], values.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def within(columns, WIDTH: tl.constexpr):
+    """Which columns are there. A width that is a power of two fills its blocks, and the mask folds away."""
+    if WIDTH >= 16 and WIDTH & (WIDTH - 1) == 0:
+        return tl.full(columns.shape, True, tl.int1)
+    else:
+        return columns < WIDTH
 
 
 @triton.jit
