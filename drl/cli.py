@@ -5,14 +5,18 @@ Imports of the heavy parts stand inside the verbs, so that `drl --help` answers 
 
 import dataclasses
 import json
+import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from drl import options as command_line
 from drl.config import Config, read_config
 from drl.errors import UserError
+
+GRACE = 5.0  # seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,17 +25,27 @@ def main(arguments: list[str] | None = None) -> int:
         options = command_line.build().parse_args(arguments)
         VERBS[options.verb](options[options.verb])
     except UserError as error:
-        print(f"drl: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
     except KeyboardInterrupt as interruption:
-        print(f"drl: interrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
+        _tell(f"interrupted{f'; {interruption}' if str(interruption) else ''}")
         return 1
     except BrokenPipeError:  # `drl ... | head`
         return 1
     return 0
 
 
+def _tell(message: str) -> None:
+    """One line on stderr, also where torchrun started several processes that fail alike."""
+    rank = int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
+    if rank:
+        time.sleep(GRACE)  # torchrun ends this process meanwhile if the first one failed, which then told why
+        message = f"rank {rank}: {message}"
+    print(f"drl: {message}", file=sys.stderr)
+
+
 def train(options) -> None:
+    from drl import parallel
     from drl.data import minari_files
     from drl.train import CONFIG_FILE, resolve, train_together
 
@@ -50,16 +64,16 @@ def train(options) -> None:
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds or [config.seed]]
     parent = Path(run or default_parent(config))
     runs = [parent if run and not seeds else parent / f"seed-{config.seed}" for config in configs]
-    steps = len(store.actions)
-    print(f"{config.dataset}: {len(store.episode_lengths)} episodes, {steps} steps, mean return "
-          f"{store.episode_returns.mean():.1f}{_scored(store.episode_returns, config.environment)}")
-    print(f"training {config.train.updates} updates on {config.device} into {', '.join(map(str, runs))}")
-    folders = train_together(configs, store, runs, resume=resume)
-    for folder in folders:
-        print(f"checkpoint  {folder}")
-    for run in runs:
-        print(f"evaluate    drl evaluate {run}")
-    print(f"watch       tensorboard --logdir {runs[0] if len(runs) == 1 else parent}")
+    with parallel.join(config.device) as share:
+        if share.first:
+            print(f"{config.dataset}: {len(store.episode_lengths)} episodes, {len(store.actions)} steps, mean return "
+                  f"{store.episode_returns.mean():.1f}{_scored(store.episode_returns, config.environment)}")
+            print(f"training {config.train.updates} updates on {config.device} into {', '.join(map(str, runs))}")
+        folders = train_together(configs, store, runs, resume=resume, share=share)
+    if share.first:
+        print("\n".join(f"checkpoint  {folder}" for folder in folders))
+        print("\n".join(f"evaluate    drl evaluate {run}" for run in runs))
+        print(f"watch       tensorboard --logdir {runs[0] if len(runs) == 1 else parent}")
 
 
 def _check_seeds(seeds: list[int], config: Config, run: str) -> None:

@@ -15,9 +15,18 @@ from drl.config import TrainConfig
 
 
 class Descent:
-    """AdamW with clipping and a schedule. `wrap` may compile a function: see drl.captured.compiled."""
+    """AdamW with clipping and a schedule.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainConfig, wrap: Callable):
+    `wrap` may compile a function, as drl.captured.compiled does; `combine` may add up a tensor over processes.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        settings: TrainConfig,
+        wrap: Callable[[Callable], Callable],
+        combine: Callable[[Tensor], None],
+    ):
         device = parameters[0].device
         self._flat = torch.zeros(sum(p.numel() for p in parameters) + 2, device=device)
         *pieces, errors, count = self._flat.split([*(p.numel() for p in parameters), 1, 1])
@@ -26,7 +35,7 @@ class Descent:
         self._pieces = [*(parameter.grad for parameter in parameters), errors[0], count[0]]
         self._rates = torch.tensor([schedule(done, settings) for done in range(settings.updates)], device=device)
         self._done = torch.zeros(1, dtype=torch.long, device=device)
-        self._max_norm, self._measure = settings.max_grad_norm, wrap(measure)
+        self._max_norm, self._combine, self._measure = settings.max_grad_norm, combine, wrap(measure)
         self.optimizer = torch.optim.AdamW(
             parameters,
             lr=torch.zeros(1, device=device),
@@ -47,6 +56,7 @@ class Descent:
             The mean error and the norm of its gradient before clipping, float32, ().
         """
         write(self._pieces, [*gradients, errors, count])
+        self._combine(self._flat)
         loss, norm, divisor, rate = self._measure(self._flat, self._rates, self._done, self._max_norm)
         self.optimizer.grad_scale, self.optimizer.param_groups[0]["lr"] = divisor, rate
         self.optimizer.step()

@@ -23,6 +23,7 @@ from drl.data.store import EpisodeStore
 from drl.descent import schedule
 from drl.envs import check_fit
 from drl.errors import UserError
+from drl.parallel import Share
 from drl.progress import progress
 from drl.tracker import Tracker
 from drl.trainer import Trainer, is_cuda, update
@@ -37,7 +38,12 @@ def train(config: Config, store: EpisodeStore, run: Path, *, resume: bool = Fals
 
 
 def train_together(
-    configs: Sequence[Config], store: EpisodeStore, folders: Sequence[Path], *, resume: bool = False
+    configs: Sequence[Config],
+    store: EpisodeStore,
+    folders: Sequence[Path],
+    *,
+    resume: bool = False,
+    share: Share = Share(),
 ) -> list[Path]:
     """Train on `store`, each config into its folder as if it were alone. Returns the folders of the last checkpoints.
 
@@ -45,12 +51,15 @@ def train_together(
         configs: as `resolve` returns them; they differ in nothing but the seed.
         resume: go on from the newest checkpoints; the numbers are those of runs never stopped. Runs that are behind
             the others go first.
+        share: this process's part of each batch; only the first process writes and shows anything.
 
     Raises:
         UserError: a folder already holds a run (without resume), the config or the data changed (with it), a loss
-            is not finite, or several seeds would share a generator.
+            is not finite, several seeds or processes would share what they cannot.
     """
     device = configs[0].device
+    if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout):
+        raise UserError("processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0")
     if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
         raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
                         "train one --seed at a time")
@@ -61,23 +70,26 @@ def train_together(
     with contextlib.ExitStack() as stack:
         runs = []
         for config, folder, past in zip(configs, folders, pasts, strict=True):
-            trainer = Trainer(config, store, steps)
+            trainer = Trainer(config, store, steps, share)
             if past is not None:
                 trainer.load(past)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-            runs.append(_Run(trainer, folder, stack.enter_context(Tracker(folder, start=trainer.step))))
-        _loop(runs, configs[0].train)
+            tracker = None
+            if share.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+                tracker = stack.enter_context(Tracker(folder, start=trainer.step))
+            runs.append(_Run(trainer, folder, tracker))
+        _loop(runs, configs[0].train, silent=not share.first)
     return [checkpoints.find(folder) for folder in folders]
 
 
 @dataclass
 class _Run:
-    """A trainer and the folder that tells of it."""
+    """A trainer and the folder that tells of it; without a tracker, another process tells."""
 
     trainer: Trainer
     folder: Path
-    tracker: Tracker
+    tracker: Tracker | None
 
     def look(self, loss: Tensor, grad_norm: Tensor) -> dict[str, float]:
         """Wait for the device and read: the loss, the norm, and the learning rate that made them.
@@ -93,25 +105,34 @@ class _Run:
                             f"{config.train.learning_rate:g})")
         return values | {"train/learning_rate": schedule(step - 1, config.train)}
 
+    def log(self, values: dict[str, float]) -> None:
+        if self.tracker:
+            self.tracker.log(self.trainer.step, values)
+
     def evaluate(self) -> None:
         """Score the weights as they are; nothing that training reads is touched."""
-        config, step = self.trainer.config, self.trainer.step
+        checkpoint, config, step = self.trainer.checkpoint(), self.trainer.config, self.trainer.step
         mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
-        with torch.random.fork_rng(devices=[]):
-            policy = evaluation.MODES[mode](self.trainer.checkpoint(), config.device)
-            results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
-        self.tracker.log(step, evaluation.tags(results))
-        evaluation.store(results, self.folder)
+        if self.tracker:
+            with torch.random.fork_rng(devices=[]):
+                policy = evaluation.MODES[mode](checkpoint, config.device)
+                results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
+            self.log(evaluation.tags(results))
+            evaluation.store(results, self.folder)
+        self.trainer.share.wait()
 
     def save(self) -> None:
-        self.tracker.flush()
-        checkpoints.save(self.trainer.checkpoint(), self.folder, self.trainer.config.train.keep_checkpoints)
+        checkpoint = self.trainer.checkpoint()
+        if self.tracker:
+            self.tracker.flush()
+            checkpoints.save(checkpoint, self.folder, checkpoint.config.train.keep_checkpoints)
+        self.trainer.share.wait()
 
 
-def _loop(runs: Sequence[_Run], settings: TrainConfig) -> None:
+def _loop(runs: Sequence[_Run], settings: TrainConfig, silent: bool) -> None:
     since = min(run.trainer.step for run in runs)
     mark = time.perf_counter()
-    with progress(settings.updates, "update", "training", initial=since) as bar:
+    with progress(settings.updates, "update", "training", initial=since, silent=silent) as bar:
         if settings.compile == "on":
             bar.set_postfix_str("compiling, a minute or so")
         while (step := min(run.trainer.step for run in runs)) < settings.updates:
@@ -127,7 +148,7 @@ def _loop(runs: Sequence[_Run], settings: TrainConfig) -> None:
             if log:
                 speed = {"train/updates_per_second": (step - since) / (time.perf_counter() - mark)}
                 for run, seen in zip(behind, values, strict=True):
-                    run.tracker.log(step, seen | speed)
+                    run.log(seen | speed)
                 bar.set_postfix(loss=f"{statistics.fmean(seen['train/loss'] for seen in values):.4f}", refresh=False)
                 since, mark = step, time.perf_counter()
             pause = time.perf_counter()

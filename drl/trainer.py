@@ -21,6 +21,7 @@ from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent
 from drl.model import DecisionTransformer, ModelState
+from drl.parallel import Share
 from drl.versions import versions
 
 
@@ -31,9 +32,9 @@ class Trainer:
     as a CUDA graph and replayed: everything that survives an update is therefore written in place.
     """
 
-    def __init__(self, config: Config, store: EpisodeStore, steps: Steps | None = None):
+    def __init__(self, config: Config, store: EpisodeStore, steps: Steps | None = None, share: Share = Share()):
         """`config` as drl.train.resolve returns it; `steps`: those of `store`, if they are on the device already."""
-        self.config, self.store, self.step = config, store, 0
+        self.config, self.store, self.share, self.step = config, store, share, 0
         device, settings, spaces = config.device, config.train, store.spaces
         self._devices = [device] if is_cuda(device) else []
         with torch.random.fork_rng(self._devices):
@@ -43,12 +44,13 @@ class Trainer:
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
         weights = zip(self.working.parameters(), self.model.parameters(), strict=True)
         self._casts = list(zip(*((half, weight) for half, weight in weights if half is not weight))) or ([], [])
-        self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed)
+        self.rows = share.rows(settings.batch_size)
+        self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed, self.rows)
         wrap = compiled if settings.compile == "on" else lambda function: function
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
-        self.descent = Descent(list(self.model.parameters()), settings, wrap)
-        rows, groups = self.sampler.batch_size, self.sampler.groups
-        self.states: list[ModelState] = [self.model.initial_state(rows) for _ in range(groups)]
+        self.descent = Descent(list(self.model.parameters()), settings, wrap, share.sum)
+        own = self.rows.stop - self.rows.start
+        self.states: list[ModelState] = [self.model.initial_state(own) for _ in range(self.sampler.groups)]
         self.captured = Captured(device) if is_cuda(device) else None
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -66,13 +68,16 @@ class Trainer:
         return result
 
     def checkpoint(self) -> Checkpoint:
-        """Everything, so that `load` goes on as if nothing had happened."""
+        """Everything, so that `load` goes on as if nothing had happened, by any number of processes.
+
+        Where there are several, all must call this, and only the first gets the states of all rows.
+        """
         training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
         training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
         for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
             if layers[0] is not None:
-                kv, z = map(torch.cat, zip(*layers, strict=True))
-                training |= {f"state.{index}.kv": kv, f"state.{index}.z": z}
+                kv, z = (self.share.gather(torch.stack(part), 1) for part in zip(*layers, strict=True))
+                training |= {f"state.{index}.kv": kv.flatten(0, 1), f"state.{index}.z": z.flatten(0, 1)}
         return Checkpoint(
             config=self.config,
             step=self.step,
@@ -96,7 +101,7 @@ class Trainer:
         for index, layers in enumerate(zip(*self.states, strict=True)):
             if layers[0] is not None:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
-                write(_tensors(layers), _tensors(zip(kv, z, strict=True)))
+                write(_tensors(layers), [part[self.rows] for part in _tensors(zip(kv, z, strict=True))])
         self._random = {name: saved.get(name, state) for name, state in self._random.items()}
 
     @contextlib.contextmanager
@@ -135,7 +140,7 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
     else:
         branches = [functools.partial(trainer.descend, group) for trainer in trainers]
         with first.randomness():
-            results = first.captured((group, *trainers), branches, [t.sampler.generator for t in trainers])
+            results = first.captured((group, *map(id, trainers)), branches, [t.sampler.generator for t in trainers])
     for trainer in trainers:
         trainer.step += 1
     return results

@@ -16,7 +16,7 @@ MODULES = {
 }
 FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
-    {"drl.disk", "drl.figures", "drl.names"},
+    {"drl.disk", "drl.figures", "drl.names", "drl.parallel"},
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
     {"drl.kernels.triton.tiles"},
@@ -49,6 +49,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.report", "drl.benchmark"},
     {"drl.options"},
     {"drl.cli"},
+    {"drl.__main__"},
     {"drl"},
 ]
 FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in floor}

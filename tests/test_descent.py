@@ -13,8 +13,9 @@ STEPS = 6
 SHAPES = [(3, 4), (), (5,), (2, 1, 3)]
 
 
-def as_it_is(function):
-    return function
+def descent_of(weights, settings) -> Descent:
+    """Neither compiled nor shared."""
+    return Descent(weights, settings, wrap=lambda function: function, combine=lambda tensor: None)
 
 
 def parameters() -> list[nn.Parameter]:
@@ -34,7 +35,7 @@ def test_a_step_is_that_of_clip_grad_norm_and_adamw_along_the_mean(max_norm, dec
     settings = TrainConfig(updates=STEPS, warmup_updates=2, learning_rate=0.1, decay=decay, weight_decay=0.3,
                            max_grad_norm=max_norm)
     mine, theirs = parameters(), parameters()
-    descent = Descent(mine, settings, as_it_is)
+    descent = descent_of(mine, settings)
     adamw = torch.optim.AdamW(theirs, weight_decay=0.3)
     for step in range(STEPS):
         count = 7.0 + step
@@ -58,10 +59,10 @@ def test_gradients_of_two_dtypes_meet_in_float32():
     one, count = torch.tensor(1.0), torch.tensor(2.0)
     half = [gradient.bfloat16() if i % 2 else gradient for i, gradient in enumerate(gradients(0))]
 
-    result = Descent(mixed, settings, as_it_is).step(half, one, count)
+    result = descent_of(mixed, settings).step(half, one, count)
 
     assert result[1].dtype == torch.float32
-    expected = Descent(exact, settings, as_it_is).step([gradient.float() for gradient in half], one, count)
+    expected = descent_of(exact, settings).step([gradient.float() for gradient in half], one, count)
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
     torch.testing.assert_close(mixed, exact, rtol=0, atol=0)
 
@@ -70,14 +71,14 @@ def test_a_step_that_goes_on_from_a_state_dict_is_the_same():
     settings = TrainConfig(updates=STEPS, warmup_updates=2, learning_rate=0.1)
     one, count = torch.tensor(1.0), torch.tensor(2.0)
     whole = parameters()
-    descent = Descent(whole, settings, as_it_is)
+    descent = descent_of(whole, settings)
     for step in range(STEPS):
         if step == 3:
             saved = {name: value.clone() for name, value in descent.state_dict().items()}
             resumed = [nn.Parameter(parameter.detach().clone()) for parameter in whole]
         descent.step(gradients(step), one, count)
 
-    again = Descent(resumed, settings, as_it_is)
+    again = descent_of(resumed, settings)
     again.load_state_dict(saved, done=3)
     for step in range(3, STEPS):
         again.step(gradients(step), one, count)
@@ -88,7 +89,7 @@ def test_a_step_that_goes_on_from_a_state_dict_is_the_same():
 def test_a_gradient_that_is_not_finite_is_not_hidden(bad):
     weights = parameters()
     spoilt = [gradient.fill_(bad) for gradient in gradients(0)]
-    descent = Descent(weights, TrainConfig(updates=1), as_it_is)
+    descent = descent_of(weights, TrainConfig(updates=1))
     _, norm = descent.step(spoilt, torch.tensor(1.0), torch.tensor(1.0))
     assert not norm.isfinite()
     assert not any(weight.isfinite().any() for weight in weights)

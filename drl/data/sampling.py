@@ -69,10 +69,15 @@ class Steps:
 
 
 class _Sampler:
-    """A generator of its own, and what is drawn made ready for the model. The groups of rows take turns."""
+    """A generator of its own, and what is drawn made ready for the model. The groups of rows take turns.
 
-    def __init__(self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1):
-        self.steps, self.batch_size, self.groups = steps, batch_size, groups
+    `rows` of every batch are given out, by default all; what is drawn and remembered is the same whatever they are.
+    """
+
+    def __init__(
+        self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1, rows: slice = slice(None)
+    ):
+        self.steps, self.batch_size, self.groups, self.rows = steps, batch_size, groups, rows
         self.offset_L = torch.arange(context, device=steps.device)
         self.generator = torch.Generator(device=steps.device).manual_seed(seed)
 
@@ -87,14 +92,16 @@ class _Sampler:
         episode_B = torch.searchsorted(self.steps.starts, step_B, right=True) - 1
         return episode_B, step_B - self.steps.starts[episode_B]
 
-    def _gather(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor) -> Batch:
+    def _gather(self, *drawn: Tensor) -> Batch:
+        """The batch of what all rows drew: episode, position and restart, (B,) each."""
+        episode_B, position_B, restart_B = (part[self.rows] for part in drawn)
         starts = self.steps.starts
         length_B1 = (starts[episode_B + 1] - starts[episode_B])[:, None]
         timestep_BL = position_B[:, None] + self.offset_L
         mask_BL = timestep_BL < length_B1
         timestep_BL = timestep_BL.minimum(length_B1 - 1)
         index_BL = starts[episode_B][:, None] + timestep_BL
-        return Batch(*self.steps.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B)
+        return Batch(*self.steps.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B.clone())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the next batch depends on but its turn, as tensors."""
@@ -124,8 +131,10 @@ class StreamSampler(_Sampler):
 
     STREAMS = ("episode", "position", "restart")
 
-    def __init__(self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1):
-        super().__init__(steps, batch_size, context, seed, groups)
+    def __init__(
+        self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1, rows: slice = slice(None)
+    ):
+        super().__init__(steps, batch_size, context, seed, groups, rows)
         # enter the first episodes midway: from the beginning, streams of equal lengths would stay in step for ever
         episode, timestep = self._draw_steps(groups * batch_size)
         self.episode = episode.view(groups, batch_size)
@@ -141,7 +150,7 @@ class StreamSampler(_Sampler):
     def advance(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, fresh_B: Tensor) -> Batch:
         """All of a batch but what is random, as a function of tensors that can be compiled: the chunk of these streams,
         which then go on. They are written in place, where a captured CUDA graph reads them at the next replay."""
-        batch = self._gather(episode_B, position_B, restart_B.clone())
+        batch = self._gather(episode_B, position_B, restart_B)
         next_B = position_B + len(self.offset_L)
         over_B = next_B >= self.steps.starts[episode_B + 1] - self.steps.starts[episode_B]
         episode_B.copy_(torch.where(over_B, fresh_B, episode_B))
@@ -165,11 +174,12 @@ def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
         return torch.as_tensor(array, device=device)
 
 
-def make_sampler(config: TrainConfig, steps: Steps, seed: int) -> WindowSampler | StreamSampler:
-    """The sampler that config.sampling names."""
-    if config.sampling == "windows":
-        return WindowSampler(steps, config.batch_size, config.context, seed)
-    return StreamSampler(steps, config.batch_size, config.context, seed, config.stream_groups)
+def make_sampler(
+    config: TrainConfig, steps: Steps, seed: int, rows: slice = slice(None)
+) -> WindowSampler | StreamSampler:
+    """The sampler that config.sampling names; it gives out `rows` of each batch."""
+    kind, groups = (WindowSampler, 1) if config.sampling == "windows" else (StreamSampler, config.stream_groups)
+    return kind(steps, config.batch_size, config.context, seed, groups, rows)
 
 
 def to_box(action: np.ndarray | Tensor, low, high):
