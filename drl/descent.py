@@ -29,10 +29,9 @@ class Descent:
     ):
         device = parameters[0].device
         self._flat = torch.zeros(sum(p.numel() for p in parameters) + 2, device=device)
-        *pieces, errors, count = self._flat.split([*(p.numel() for p in parameters), 1, 1])
-        for parameter, piece in zip(parameters, pieces, strict=True):
+        self._pieces = self._flat.split([*(p.numel() for p in parameters), 1, 1])
+        for parameter, piece in zip(parameters, self._pieces):
             parameter.grad = piece.view_as(parameter)
-        self._pieces = [*(parameter.grad for parameter in parameters), errors[0], count[0]]
         self._rates = torch.tensor([schedule(done, settings) for done in range(settings.updates)], device=device)
         self._done = torch.zeros(1, dtype=torch.long, device=device)
         self._max_norm, self._combine, self._measure = settings.max_grad_norm, combine, wrap(measure)
@@ -55,7 +54,8 @@ class Descent:
         Returns:
             The mean error and the norm of its gradient before clipping, float32, ().
         """
-        write(self._pieces, [*gradients, errors, count])
+        # flat, because tensors of unlike strides, if only along an axis of one, would be written one by one
+        write(self._pieces, [part.reshape(-1) for part in (*gradients, errors, count)])
         self._combine(self._flat)
         loss, norm, divisor, rate = self._measure(self._flat, self._rates, self._done, self._max_norm)
         self.optimizer.grad_scale, self.optimizer.param_groups[0]["lr"] = divisor, rate
