@@ -2,15 +2,14 @@
 one run travel between machines; the times themselves do not."""
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from drl.benchmark_device import machine, summary
 from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
 from drl.data.store import EpisodeStore, Normaliser, Spaces
@@ -50,7 +49,7 @@ def step(*, steps: int, threads: int) -> str:
                 times.append((time.perf_counter_ns() - start) / 1000)
                 bar.update()
         tenth = max(1, steps // 10)
-        rows.append((label, _summary(times), statistics.median(times[:tenth]), statistics.median(times[-tenth:])))
+        rows.append((label, summary(times), statistics.median(times[:tenth]), statistics.median(times[-tenth:])))
     base = rows[0][1][1]
     lines = [
         "| acting, batch 1 | median us | 10% to 90% | first tenth | last tenth | against the recurrent step |",
@@ -76,23 +75,10 @@ def update(*, updates: int, threads: int) -> str:
         config = Config(dataset="synthetic", device=device, model=ModelConfig(attention=attention),
                         train=TrainConfig(sampling=sampling))
         trainer = Trainer(config, _store())
-        low, median, high = _summary(_timed(lambda: trainer.update()[0].item(), updates, label))
+        low, median, high = summary(_timed(lambda: trainer.update()[0].item(), updates, label))
         lines.append(f"| {label} | {median / 1000:.1f} | {low / 1000:.1f} to {high / 1000:.1f} |")
     return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, batch 64, context 20. {_model()} "
                       f"{machine()}"])
-
-
-def machine() -> str:
-    """Processor, cores, threads and versions, in one sentence."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    installed = ", ".join(f"{package} {version}" for package, version in versions().items() if package != "minari")
-    return (f"{name}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads{gpu}; "
-            f"Python {platform.python_version()}, {installed}.")
 
 
 def _timed(call: Callable[[], object], count: int, label: str) -> list[float]:
@@ -107,11 +93,6 @@ def _timed(call: Callable[[], object], count: int, label: str) -> list[float]:
             times.append((time.perf_counter_ns() - start) / 1000)
             bar.update()
     return times
-
-
-def _summary(times: list[float]) -> tuple[float, float, float]:
-    low, median, high = np.percentile(times, [10, 50, 90])
-    return float(low), float(median), float(high)
 
 
 def _model() -> str:

@@ -194,12 +194,19 @@ def benchmark_update(options) -> None:
     print(update(updates=options.updates, threads=options.threads))
 
 
+def benchmark_attention(options) -> None:
+    from drl.benchmark_attention import attention
+
+    fields = options.as_dict()
+    print(attention(among=fields.pop("peers"), json_file=fields.pop("json"), **fields))
+
+
 VERBS = {"train": train, "evaluate": evaluate, "report": report,
          "data": lambda options: DATA[options.verb](options[options.verb]),
          "benchmark": lambda options: BENCHMARKS[options.verb](options[options.verb])}
 DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_import_d4rl, "show": data_show,
         "list": data_list}
-BENCHMARKS = {"step": benchmark_step, "update": benchmark_update}
+BENCHMARKS = {"step": benchmark_step, "update": benchmark_update, "attention": benchmark_attention}
 
 
 def default_parent(config: Config) -> str:

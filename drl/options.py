@@ -12,6 +12,8 @@ from drl.config import Config, config_keys
 from drl.errors import UserError, did_you_mean
 
 Mode = Literal["auto", "recurrent", "window"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+FeatureMap = Literal["elu1", "identity"]
 WINDOW_NOTE = "recurrent: the state goes on; window: the last K steps are recomputed; auto: what the attention allows"
 HIDDEN = {"help", "print_config", "print_shtab", "verb"}
 
@@ -127,6 +129,30 @@ def build() -> Parser:
     verb.add_argument("--updates", type=int, default=50, help="timed updates of each row")
     verb.add_argument("--threads", type=int, default=0, help="torch threads (0: all cores)")
     benchmarks.add_subcommand("update", verb, help="milliseconds per update")
+    verb = Parser(description="Causal linear attention, our backends beside other implementations that are installed: "
+                  "numbers checked against float64 first, then microseconds per call eager and in a CUDA graph, "
+                  "kernels per call, peak memory (MB, 10^6 bytes), percent of the time that the bytes alone take. On "
+                  "CUDA where there is one. The first calls of compiled and tuned peers take minutes: choose few "
+                  "--peers, and --shapes of one D.")
+    verb.add_argument("--shapes", type=str, default="", help="BxTxHxD separated by spaces: sequences, tokens, heads, "
+                      "features per head (default: of windows and whole episodes)")
+    verb.add_argument("--peers", type=str, default="", help="who, separated by commas: ours, fla, fast-transformers, "
+                      "softmax, or single rows such as chunked,fla-chunk (default: all that are here)")
+    verb.add_argument("--dtype", type=Dtype, default="auto", help="of q, k and v; auto: bfloat16 on CUDA, float32 on "
+                      "the CPU and for --step")
+    verb.add_argument("--step", action="store_true", help="measure steps of 3 tokens that continue a float32 state, "
+                      "instead of whole sequences")
+    verb.add_argument("--feature_map", type=FeatureMap, default="elu1", help="elu1: everyone maps q and k inside the "
+                      "time; identity: they come in mapped, so that the operator alone is measured")
+    verb.add_argument("--separate", action="store_true", help="q, k and v on their own instead of views of one "
+                      "projection's output")
+    verb.add_argument("--seconds", type=float, default=0.3, help="of timed calls, for each of the times of a row")
+    verb.add_argument("--limit", type=float, default=0, help="seconds after which no new row begins (0: none)")
+    verb.add_argument("--fast_transformers", type=str, default="", help="causal_product_cuda.cu from the source of "
+                      "pytorch-fast-transformers, to build and measure it; needs nvcc")
+    verb.add_argument("--json", type=str | None, default=None, help="file for all that was measured, written after "
+                      "each row")
+    benchmarks.add_subcommand("attention", verb, help="microseconds of linear attention")
     return parser
 
 

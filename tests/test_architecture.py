@@ -16,7 +16,7 @@ MODULES = {
 }
 FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
-    {"drl.disk", "drl.figures", "drl.names", "drl.parallel"},
+    {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
     {"drl.kernels.triton.tiles"},
@@ -26,7 +26,9 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.kernels.triton"},
     {"drl.kernels.linear_attention"},
     {"drl.kernels"},
-    {"drl.attention"},
+    {"drl.attention", "drl.benchmark_peers", "drl.benchmark_table"},
+    {"drl.benchmark_inputs"},
+    {"drl.benchmark_attention"},
     {"drl.model"},
     {"drl.data.store", "drl.data.guard", "drl.data.d4rl_hdf5"},
     {"drl.data.sampling", "drl.data.packed", "drl.data.minari_metadata", "drl.data.minari_hdf5"},
@@ -57,6 +59,7 @@ KERNELS = {module for module in MODULES if module == "drl.kernels" or module.sta
 BACKENDS = KERNELS - {"drl.kernels", "drl.kernels.linear_attention", "drl.kernels.feature_map"}
 TRITON = {module for module in KERNELS if module.startswith("drl.kernels.triton.")}  # not the door, which is light
 DOORS = {  # the only modules through which a library comes in
+    "fla": {"drl.benchmark_peers"},
     "gymnasium": {"drl.envs", "drl.data.minari_writer"},
     "h5py": {"drl.data.d4rl_hdf5", "drl.data.minari_hdf5", "drl.data.minari_writer"},
     "jsonargparse": {"drl.options"},

@@ -21,7 +21,8 @@ DATASET = "drl/hopper/medium-replay-v0"
 TINY = ["--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--train.updates", "6",
         "--train.batch_size", "4", "--train.log_every", "2", "--evaluate.episodes", "2", "--device", "cpu"]
 VERBS = [[], ["train"], ["evaluate"], ["data"], ["data", "collect"], ["data", "download"], ["data", "import-d4rl"],
-         ["data", "show"], ["data", "list"], ["report"], ["benchmark"], ["benchmark", "step"], ["benchmark", "update"]]
+         ["data", "show"], ["data", "list"], ["report"], ["benchmark"], ["benchmark", "step"], ["benchmark", "update"],
+         ["benchmark", "attention"]]
 
 
 @pytest.fixture(scope="module")
@@ -526,6 +527,7 @@ def test_help_of_train_names_every_config_key_its_units_and_defaults(capfd):
         (["report"], ["PNG", "drl[report]"]),
         (["benchmark", "step"], ["Microseconds per action", "default: 3000"]),
         (["benchmark", "update"], ["Milliseconds per gradient update", "default: 50"]),
+        (["benchmark", "attention"], ["microseconds per call", "10^6 bytes", "default: auto"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and len(value) < 3 else "",
 )
