@@ -75,7 +75,7 @@ def update(*, updates: int, threads: int) -> str:
         config = Config(dataset="synthetic", device=device, model=ModelConfig(attention=attention),
                         train=TrainConfig(sampling=sampling))
         trainer = Trainer(config, _store())
-        low, median, high = summary(_timed(lambda: trainer.update(1e-4)[0].item(), updates, label))
+        low, median, high = summary(_timed(lambda: trainer.update()[0].item(), updates, label))
         lines.append(f"| {label} | {median / 1000:.1f} | {low / 1000:.1f} to {high / 1000:.1f} |")
     return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, batch 64, context 20. {_model()} "
                       f"{machine()}"])

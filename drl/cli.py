@@ -5,14 +5,18 @@ Imports of the heavy parts stand inside the verbs, so that `drl --help` answers 
 
 import dataclasses
 import json
+import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from drl import options as command_line
 from drl.config import Config, read_config
 from drl.errors import UserError
+
+GRACE = 5.0  # seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,39 +25,67 @@ def main(arguments: list[str] | None = None) -> int:
         options = command_line.build().parse_args(arguments)
         VERBS[options.verb](options[options.verb])
     except UserError as error:
-        print(f"drl: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
     except KeyboardInterrupt as interruption:
-        print(f"drl: interrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
+        _tell(f"interrupted{f'; {interruption}' if str(interruption) else ''}")
         return 1
     except BrokenPipeError:  # `drl ... | head`
         return 1
     return 0
 
 
+def _tell(message: str) -> None:
+    """One line on stderr, also where torchrun started several processes that fail alike."""
+    rank = int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
+    if rank:
+        time.sleep(GRACE)  # torchrun ends this process meanwhile if the first one failed, which then told why
+        message = f"rank {rank}: {message}"
+    print(f"drl: {message}", file=sys.stderr)
+
+
 def train(options) -> None:
+    from drl import parallel
     from drl.data import minari_files
-    from drl.train import CONFIG_FILE, resolve
-    from drl.train import train as run_training
+    from drl.train import CONFIG_FILE, resolve, train_together
 
     fields = options.as_dict()
-    run, resume = fields.pop("run"), fields.pop("resume")
+    run, resume, seeds = fields.pop("run"), fields.pop("resume"), fields.pop("seeds")
     fields.pop("config")
     config = Config.from_dict(fields)
+    _check_seeds(seeds, config, run)
     if not config.dataset:
-        if not (resume and run and (Path(run) / CONFIG_FILE).is_file()):
+        found = Path(run) / (f"seed-{seeds[0]}" if seeds else "") / CONFIG_FILE
+        if not (resume and run and found.is_file()):
             raise UserError("no dataset; add --config configs/hopper/medium-replay.yaml, or --dataset ID")
-        stored = read_config(Path(run) / CONFIG_FILE)
-        config = _overlay(stored, config)
+        config = _overlay(read_config(found), config)
     store = minari_files.read(config.dataset)
     config = resolve(config, store)
-    run = Path(run or default_run(config))
-    steps = len(store.actions)
-    print(f"{config.dataset}: {len(store.episode_lengths)} episodes, {steps} steps, mean return "
-          f"{store.episode_returns.mean():.1f}{_scored(store.episode_returns, config.environment)}")
-    print(f"training {config.train.updates} updates on {config.device} into {run}")
-    folder = run_training(config, store, run, resume=resume)
-    print(f"checkpoint  {folder}\nevaluate    drl evaluate {run}\nwatch       tensorboard --logdir {run}")
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds or [config.seed]]
+    parent = Path(run or default_parent(config))
+    runs = [parent if run and not seeds else parent / f"seed-{config.seed}" for config in configs]
+    with parallel.join(config.device) as share:
+        if share.first:
+            print(f"{config.dataset}: {len(store.episode_lengths)} episodes, {len(store.actions)} steps, mean return "
+                  f"{store.episode_returns.mean():.1f}{_scored(store.episode_returns, config.environment)}")
+            print(f"training {config.train.updates} updates on {config.device} into {', '.join(map(str, runs))}")
+        folders = train_together(configs, store, runs, resume=resume, share=share)
+    if share.first:
+        print("\n".join(f"checkpoint  {folder}" for folder in folders))
+        print("\n".join(f"evaluate    drl evaluate {run}" for run in runs))
+        print(f"watch       tensorboard --logdir {runs[0] if len(runs) == 1 else parent}")
+
+
+def _check_seeds(seeds: list[int], config: Config, run: str) -> None:
+    if not seeds:
+        return
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds names a seed twice: {' '.join(map(str, seeds))}; name each once")
+    if config.seed:
+        raise UserError(f"--seed {config.seed} and --seeds {' '.join(map(str, seeds))} say different things; leave one "
+                        "of them out")
+    if (Path(run) / "checkpoints").exists() and run:
+        raise UserError(f"{run} is itself a run, but with --seeds it would hold runs; name the folder above it")
 
 
 def evaluate(options) -> None:
@@ -177,10 +209,9 @@ DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_
 BENCHMARKS = {"step": benchmark_step, "update": benchmark_update, "attention": benchmark_attention}
 
 
-def default_run(config: Config) -> str:
-    """runs/<env>/<tier>/seed-<n> for drl/<env>/<tier>-v0; other ids keep their namespace."""
-    name = re.sub(r"-v\d+$", "", config.dataset).removeprefix("drl/")
-    return f"runs/{name}/seed-{config.seed}"
+def default_parent(config: Config) -> str:
+    """runs/<env>/<tier> for drl/<env>/<tier>-v0; other ids keep their namespace."""
+    return f"runs/{re.sub(r'-v[0-9]+$', '', config.dataset).removeprefix('drl/')}"
 
 
 def _overlay(stored: Any, given: Any) -> Any:

@@ -87,6 +87,14 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """what the model computes in; weights, states, optimizer and loss are float32 in any case; auto: bfloat16 on
+    cuda, float32 on cpu"""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """fuse the update with torch.compile, which takes a minute or so at the start; auto: on for 20,000 updates or more
+    on cuda"""
+
     log_every: int = 100
     """updates between two lines of metrics"""
 
@@ -176,6 +184,13 @@ def config_keys(cls: type = Config, where: str = "") -> list[str]:
     return keys
 
 
+def settled(stored: Config) -> Config:
+    """A config of a run that was stored before precision and compile were: it ran in float32, not compiled."""
+    before = {"precision": "float32", "compile": "off"}
+    unsaid = {name: value for name, value in before.items() if getattr(stored.train, name) == "auto"}
+    return dataclasses.replace(stored, train=dataclasses.replace(stored.train, **unsaid))
+
+
 def read_config(path: Path) -> Config:
     """The resolved config of a run folder.
 
@@ -187,7 +202,7 @@ def read_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     try:
-        return Config.from_dict(tree)
+        return settled(Config.from_dict(tree))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

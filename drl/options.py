@@ -48,7 +48,10 @@ def build() -> Parser:
     verb = Parser(description="Train a policy on a Minari dataset; writes checkpoints, metrics.jsonl and TensorBoard "
                   "events into the run folder.")
     verb.add_argument("--config", action=ConfigFile, help="YAML file; options after it win")
-    verb.add_argument("--run", type=str, default="", help="folder to write (default: runs/<env>/<tier>/seed-<n>)")
+    verb.add_argument("--run", type=str, default="", help="folder to write (default: runs/<env>/<tier>/seed-<n>); with "
+                      "--seeds the folder of the seed-<n>")
+    verb.add_argument("--seeds", type=int, nargs="+", default=[], help="train these seeds side by side, each into a "
+                      "folder of its own and with the numbers it would have alone (default: --seed)")
     verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder; "
                       "with --run alone, with the config found there")
     verb.add_class_arguments(Config, skip={"dataset"})
@@ -169,7 +172,7 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r'key "([\w.]+)": .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
         choices = found[2].replace("'", "")
         return f"{found[1]} must be one of {choices}, got {found[3]!r}"
-    if found := re.search(r'key "([\w.]+)": .*?<class \'(\w+)\'>.*[Vv]alue: (.*)', text):
+    if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*?<class \'(\w+)\'>.*[Vv]alue: (.*)', text):
         return f"{found[1]} must be {found[2]}, got {found[3]!r}"
     if found := re.search(r'expected "([\w.]+)" to be one of \{(.*?)\}', text):
         verb = found[1].removesuffix("verb").replace(".", " ")

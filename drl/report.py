@@ -19,7 +19,8 @@ from drl.errors import UserError
 
 BOOTSTRAP_SEED = 0
 SMOOTH = 5
-SAID = ("attention", "sampling", "updates", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every")
+SAID = ("attention", "sampling", "updates", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
+        "evaluate_every")
 
 
 @dataclass
@@ -82,10 +83,12 @@ def _rows(found: list[tuple[Path, Config]]) -> list[Row]:
 
 
 def _variant(config: Config) -> str:
-    """How it was trained: attention, sampling, and every option of model and training that is not the default."""
+    """How it was trained: attention, sampling, and every option of model and training that is not the default, which
+    for the precision is float32 here."""
     how = {"state_passing": "state passing", "windows": f"windows of {config.train.context}"}
     parts = [config.model.attention, how[config.train.sampling]]
-    for section, given, default in (("model", config.model, ModelConfig()), ("train", config.train, TrainConfig())):
+    plain = TrainConfig(precision="float32")
+    for section, given, default in (("model", config.model, ModelConfig()), ("train", config.train, plain)):
         parts += [
             f"{section}.{f.name} {getattr(given, f.name)}"
             for f in dataclasses.fields(given)

@@ -1,109 +1,168 @@
-"""A training run: update, log, look up, save, in one folder that can be gone on from."""
+"""Training runs: update, log, look up, save, each in a folder that can be gone on from."""
 
+import contextlib
 import dataclasses
 import math
+import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
 from drl.checkpoint import Checkpoint
-from drl.config import Config, TrainConfig
+from drl.config import Config, TrainConfig, settled
+from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
+from drl.descent import schedule
 from drl.envs import check_fit
 from drl.errors import UserError
+from drl.parallel import Share
 from drl.progress import progress
 from drl.tracker import Tracker
-from drl.trainer import Trainer, is_cuda
+from drl.trainer import Trainer, is_cuda, update
 
 CONFIG_FILE = "config.yaml"
+COMPILED_UPDATES = 20_000  # fewer take about as long as compiling does
 
 
 def train(config: Config, store: EpisodeStore, run: Path, *, resume: bool = False) -> Path:
-    """Train on `store` into the folder `run`. Returns the folder of the last checkpoint.
+    """`train_together` of one seed: returns the folder of its last checkpoint."""
+    return train_together([config], store, [run], resume=resume)[0]
+
+
+def train_together(
+    configs: Sequence[Config],
+    store: EpisodeStore,
+    folders: Sequence[Path],
+    *,
+    resume: bool = False,
+    share: Share = Share(),
+) -> list[Path]:
+    """Train on `store`, each config into its folder as if it were alone. Returns the folders of the last checkpoints.
 
     Args:
-        config: as `resolve` returns it.
-        resume: go on from the newest checkpoint in `run`; the numbers are those of a run never stopped.
+        configs: as `resolve` returns them; they differ in nothing but the seed.
+        resume: go on from the newest checkpoints; the numbers are those of runs never stopped. Runs that are behind
+            the others go first.
+        share: this process's part of each batch; only the first process writes and shows anything.
 
     Raises:
-        UserError: `run` already holds a run (without resume), the config or the data changed (with it), or the
-            loss is not finite.
+        UserError: a folder already holds a run (without resume), the config or the data changed (with it), a loss
+            is not finite, several seeds or processes would share what they cannot.
     """
-    past = checkpoints.load(run) if resume and checkpoints.exists(run) else None
-    _check_run(run, config, store, past, resume)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    with _own_generators(config.device):
-        torch.manual_seed(config.seed)
-        trainer = Trainer(config, store)
-        if past is not None:
-            trainer.load(past)
-        with Tracker(run, start=trainer.step) as tracker:
-            return _loop(trainer, tracker, run)
+    device = configs[0].device
+    if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout):
+        raise UserError("processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0")
+    if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
+        raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
+                        "train one --seed at a time")
+    pasts = [checkpoints.load(folder) if resume and checkpoints.exists(folder) else None for folder in folders]
+    for folder, config, past in zip(folders, configs, pasts, strict=True):
+        _check_run(folder, config, store, past, resume)
+    steps = Steps(store, device)
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for config, folder, past in zip(configs, folders, pasts, strict=True):
+            trainer = Trainer(config, store, steps, share)
+            if past is not None:
+                trainer.load(past)
+            tracker = None
+            if share.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+                tracker = stack.enter_context(Tracker(folder, start=trainer.step))
+            runs.append(_Run(trainer, folder, tracker))
+        _loop(runs, configs[0].train, silent=not share.first)
+    return [checkpoints.find(folder) for folder in folders]
 
 
-def _loop(trainer: Trainer, tracker: Tracker, run: Path) -> Path:
-    settings = trainer.config.train
-    folder = None
-    since, mark = trainer.step, time.perf_counter()
-    with progress(settings.updates, "update", "training", initial=trainer.step) as bar:
-        while trainer.step < settings.updates:
-            learning_rate = schedule(trainer.step, settings)
-            loss, grad_norm = trainer.update(learning_rate)
-            step = trainer.step
+@dataclass
+class _Run:
+    """A trainer and the folder that tells of it; without a tracker, another process tells."""
+
+    trainer: Trainer
+    folder: Path
+    tracker: Tracker | None
+
+    def look(self, loss: Tensor, grad_norm: Tensor) -> dict[str, float]:
+        """Wait for the device and read: the loss, the norm, and the learning rate that made them.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        config, step = self.trainer.config, self.trainer.step
+        values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
+        if not all(map(math.isfinite, values.values())):
+            raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
+                            f"{values['train/grad_norm']} with seed {config.seed}; lower --train.learning_rate (now "
+                            f"{config.train.learning_rate:g})")
+        return values | {"train/learning_rate": schedule(step - 1, config.train)}
+
+    def log(self, values: dict[str, float]) -> None:
+        if self.tracker:
+            self.tracker.log(self.trainer.step, values)
+
+    def evaluate(self) -> None:
+        """Score the weights as they are; nothing that training reads is touched."""
+        checkpoint, config, step = self.trainer.checkpoint(), self.trainer.config, self.trainer.step
+        mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
+        if self.tracker:
+            with torch.random.fork_rng(devices=[]):
+                policy = evaluation.MODES[mode](checkpoint, config.device)
+                results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
+            self.log(evaluation.tags(results))
+            evaluation.store(results, self.folder)
+        self.trainer.share.wait()
+
+    def save(self) -> None:
+        checkpoint = self.trainer.checkpoint()
+        if self.tracker:
+            self.tracker.flush()
+            checkpoints.save(checkpoint, self.folder, checkpoint.config.train.keep_checkpoints)
+        self.trainer.share.wait()
+
+
+def _loop(runs: Sequence[_Run], settings: TrainConfig, silent: bool) -> None:
+    since = min(run.trainer.step for run in runs)
+    mark = time.perf_counter()
+    with progress(settings.updates, "update", "training", initial=since, silent=silent) as bar:
+        if settings.compile == "on":
+            bar.set_postfix_str("compiling, a minute or so")
+        while (step := min(run.trainer.step for run in runs)) < settings.updates:
+            behind = [run for run in runs if run.trainer.step == step]
+            results = update([run.trainer for run in behind])
+            step += 1
             bar.update()
 
             last = step == settings.updates
             log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
             if log or save:  # between these the host does not wait for the device
-                values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
-                if not all(map(math.isfinite, values.values())):
-                    raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
-                                    f"{values['train/grad_norm']}; lower --train.learning_rate "
-                                    f"(now {settings.learning_rate:g})")
+                values = [run.look(*result) for run, result in zip(behind, results, strict=True)]
             if log:
-                speed = (step - since) / (time.perf_counter() - mark)
-                tracker.log(step, values | {"train/learning_rate": learning_rate, "train/updates_per_second": speed})
-                bar.set_postfix(loss=f"{values['train/loss']:.4f}", refresh=False)
+                speed = {"train/updates_per_second": (step - since) / (time.perf_counter() - mark)}
+                for run, seen in zip(behind, values, strict=True):
+                    run.log(seen | speed)
+                bar.set_postfix(loss=f"{statistics.fmean(seen['train/loss'] for seen in values):.4f}", refresh=False)
                 since, mark = step, time.perf_counter()
-            if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
-                results = _evaluate(trainer)
-                tracker.log(step, evaluation.tags(results))
-                evaluation.store(results, run)
-                mark = time.perf_counter()
-            if save:
-                tracker.flush()
-                folder = checkpoints.save(trainer.checkpoint(), run, settings.keep_checkpoints)
-                mark = time.perf_counter()
-    return folder or checkpoints.find(run)
-
-
-def _evaluate(trainer: Trainer) -> list[dict[str, Any]]:
-    """Score the weights as they are; nothing that training reads is touched."""
-    config = trainer.config
-    mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
-    with torch.random.fork_rng(devices=[]):
-        policy = evaluation.MODES[mode](trainer.checkpoint(), config.device)
-        return evaluation.evaluate(policy, mode=mode, step=trainer.step, label=f"evaluating update {trainer.step}")
-
-
-def schedule(step: int, settings: TrainConfig) -> float:
-    """Learning rate of the update after `step` updates: a linear warm-up, then a constant or a cosine that would be 0
-    one update after the last."""
-    warmup = min(1.0, (step + 1) / max(1, settings.warmup_updates))
-    if settings.decay == "none":
-        return settings.learning_rate * warmup
-    done = max(0, step - settings.warmup_updates) / max(1, settings.updates - settings.warmup_updates)
-    return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * done))
+            pause = time.perf_counter()
+            for run in behind:
+                if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
+                    run.evaluate()
+                if save:
+                    run.save()
+            mark += time.perf_counter() - pause
 
 
 def resolve(config: Config, store: EpisodeStore) -> Config:
-    """Fill in what the config leaves to the machine and the dataset: device, environment, target returns.
+    """Fill in what the config leaves to the machine and the dataset: device, precision, whether to compile,
+    environment, target returns.
 
     Raises:
         UserError: no environment is named anywhere, it is unknown or does not fit the data, or the device is not there.
@@ -113,10 +172,17 @@ def resolve(config: Config, store: EpisodeStore) -> Config:
         raise UserError(f"dataset {config.dataset} names no environment; add --environment, e.g. Hopper-v5")
     check_fit(environment, store.spaces, f"dataset {config.dataset}")
     targets = config.evaluate.target_returns or [float(store.episode_returns.max())]
+    device, settings = resolve_device(config.device), config.train
+    precision, compile = settings.precision, settings.compile
+    if precision == "auto":
+        precision = "bfloat16" if is_cuda(device) else "float32"
+    if compile == "auto":
+        compile = "on" if is_cuda(device) and settings.updates >= COMPILED_UPDATES else "off"
     return dataclasses.replace(
         config,
         environment=environment,
-        device=resolve_device(config.device),
+        device=device,
+        train=dataclasses.replace(settings, precision=precision, compile=compile),
         evaluate=dataclasses.replace(config.evaluate, target_returns=targets),
     )
 
@@ -146,16 +212,11 @@ def _check_run(run: Path, config: Config, store: EpisodeStore, past: Checkpoint 
         return
     if past.dataset_fingerprint != store.fingerprint:
         raise UserError(f"the data of {config.dataset} changed since {run} was trained; name another folder with --run")
-    before, now = _flat(past.config.to_dict()), _flat(config.to_dict())
+    before, now = _flat(settled(past.config).to_dict()), _flat(config.to_dict())
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise UserError(f"{run} was trained with another config ({', '.join(changed)}); repeat the options of the "
                         f"first command, or type: drl train --resume --run {run}")
-
-
-def _own_generators(device: str):
-    """Weights and dropout draw from torch's own generators: seed and use them without touching the caller's."""
-    return torch.random.fork_rng(devices=[device] if is_cuda(device) else [])
 
 
 def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:

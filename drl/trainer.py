@@ -6,80 +6,78 @@ time), the forward pass sees the whole past, as acting does. arXiv 2507.02782 sh
 states that its training never visited.
 """
 
-import torch
-from torch import Tensor
+import contextlib
+import copy
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
+from torch import Tensor, nn
+
+from drl.captured import Captured, compiled, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
-from drl.data.sampling import make_sampler
+from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
+from drl.descent import Descent
 from drl.model import DecisionTransformer, ModelState
+from drl.parallel import Share
 from drl.versions import versions
 
 
 class Trainer:
     """Model, optimizer, sampler and the states of the streams: everything that one update changes.
 
-    On a CUDA device the update is captured once as a CUDA graph and replayed: the host reads nothing and launches
-    one graph instead of some four hundred kernels. Everything that survives an update is therefore written in place.
+    Groups of streams take turns, and each keeps states of its own. On a CUDA device the update of a group is captured
+    as a CUDA graph and replayed: everything that survives an update is therefore written in place.
     """
 
-    def __init__(self, config: Config, store: EpisodeStore):
-        self.config, self.store, self.step = config, store, 0
-        device, settings = config.device, config.train
-        spaces = store.spaces
-        self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
-        self.sampler = make_sampler(settings, store, config.seed, device)
-        self.learning_rate = torch.zeros((), device=device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-            capturable=is_cuda(device),
-        )
-        self.state: ModelState = self.model.initial_state(self.sampler.streams)
-        self._captured = _Captured(self) if is_cuda(device) else None
+    def __init__(self, config: Config, store: EpisodeStore, steps: Steps | None = None, share: Share = Share()):
+        """`config` as drl.train.resolve returns it; `steps`: those of `store`, if they are on the device already."""
+        self.config, self.store, self.share, self.step = config, store, share, 0
+        device, settings, spaces = config.device, config.train, store.spaces
+        self._devices = [device] if is_cuda(device) else []
+        with torch.random.fork_rng(self._devices):
+            torch.manual_seed(config.seed)
+            self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
+            self._random = self._generators()
+        self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
+        weights = zip(self.working.parameters(), self.model.parameters(), strict=True)
+        self._casts = list(zip(*((half, weight) for half, weight in weights if half is not weight))) or ([], [])
+        self.rows = share.rows(settings.batch_size)
+        self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed, self.rows)
+        wrap = compiled if settings.compile == "on" else lambda function: function
+        self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
+        self.descent = Descent(list(self.model.parameters()), settings, wrap, share.sum)
+        own = self.rows.stop - self.rows.start
+        self.states: list[ModelState] = [self.model.initial_state(own) for _ in range(self.sampler.groups)]
+        self.captured = Captured(device) if is_cuda(device) else None
 
-    def update(self, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One gradient step. Returns the loss and the gradient's norm before clipping, still on the device."""
-        self.learning_rate.fill_(learning_rate)
-        self.step += 1
-        return self.descend() if self._captured is None else self._captured.replay()
+    def update(self) -> tuple[Tensor, Tensor]:
+        """`update` of this trainer alone."""
+        return update([self])[0]
 
-    def descend(self) -> tuple[Tensor, Tensor]:
+    def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
-        batch = self.sampler.next()
-        past = tuple(layer and layer.select(batch.streams).restart(batch.restart) for layer in self.state)
-        predicted, state = self.model(
-            batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past
-        )
-        loss = action_loss(predicted, batch.actions, batch.mask)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
-        self.optimizer.step()
-        self._carry(state, batch.streams)
-        return loss.detach(), grad_norm
-
-    @torch.no_grad()
-    def _carry(self, state: ModelState, streams: Tensor) -> None:
-        for kept, layer in zip(self.state, state, strict=True):
-            if kept is not None:
-                kept.kv.index_copy_(0, streams, layer.kv)
-                kept.z.index_copy_(0, streams, layer.z)
+        batch, past = self.sampler.next(group), self.states[group]
+        write(*self._casts)
+        errors, count, state = self._errors(self.working, batch, past)
+        gradients = torch.autograd.grad(errors, list(self.working.parameters()))
+        result = self.descent.step(gradients, errors.detach(), count)
+        write(_tensors(past), _tensors(state))
+        return result
 
     def checkpoint(self) -> Checkpoint:
-        """Everything, so that `load` goes on as if nothing had happened."""
-        training = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            training |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        for index, layer in enumerate(self.state):
-            if layer is not None:
-                training |= {f"state.{index}.kv": layer.kv, f"state.{index}.z": layer.z}
-        training["rng.cpu"] = torch.get_rng_state()
-        if is_cuda(self.config.device):
-            training["rng.cuda"] = torch.cuda.get_rng_state(self.config.device)
+        """Everything, so that `load` goes on as if nothing had happened, by any number of processes.
+
+        Where there are several, all must call this, and only the first gets the states of all rows.
+        """
+        training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
+        training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
+        for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
+            if layers[0] is not None:
+                kv, z = (self.share.gather(torch.stack(part), 1) for part in zip(*layers, strict=True))
+                training |= {f"state.{index}.kv": kv.flatten(0, 1), f"state.{index}.z": z.flatten(0, 1)}
         return Checkpoint(
             config=self.config,
             step=self.step,
@@ -94,64 +92,103 @@ class Trainer:
 
     def load(self, past: Checkpoint) -> None:
         """Go on from a checkpoint of the same config and data."""
-        device, saved = self.config.device, past.training
+        saved = past.training
         self.step = past.step
         self.model.load_state_dict(past.weights)
         self.sampler.load_state_dict(_under("sampler.", saved))
-        optimizer = self.optimizer.state_dict()
-        for name, value in _under("optimizer.", saved).items():
-            index, _, part = name.partition(".")
-            optimizer["state"].setdefault(int(index), {})[part] = value.to(device)
-        self.optimizer.load_state_dict(optimizer)
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate  # loading put another tensor in its place
+        self.descent.load_state_dict(_under("optimizer.", saved), past.step)
         states = _under("state.", saved)
-        for i, layer in enumerate(self.state):
-            if layer is not None:
-                layer.kv.copy_(states[f"{i}.kv"])
-                layer.z.copy_(states[f"{i}.z"])
-        torch.set_rng_state(saved["rng.cpu"])
-        if is_cuda(device) and "rng.cuda" in saved:
-            torch.cuda.set_rng_state(saved["rng.cuda"], self.config.device)
+        for index, layers in enumerate(zip(*self.states, strict=True)):
+            if layers[0] is not None:
+                kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
+                write(_tensors(layers), [part[self.rows] for part in _tensors(zip(kv, z, strict=True))])
+        self._random = {name: saved.get(name, state) for name, state in self._random.items()}
+
+    @contextlib.contextmanager
+    def randomness(self) -> Iterator[None]:
+        """Dropout draws from torch's own generators: within, they go on from where this trainer left them, and after it
+        they are the caller's again."""
+        if not self.config.model.dropout:
+            yield
+            return
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._random["rng.cpu"])
+            for device in self._devices:
+                torch.cuda.set_rng_state(self._random["rng.cuda"], device)
+            yield
+            self._random = self._generators()
+
+    def _generators(self) -> dict[str, Tensor]:
+        cuda = {"rng.cuda": torch.cuda.get_rng_state(device) for device in self._devices}
+        return {"rng.cpu": torch.get_rng_state()} | cuda
 
 
-class _Captured:
-    """Trainer.descend as a CUDA graph: a few updates run as they are, then the graph is captured and replayed."""
+def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
+    """One gradient step of each of `trainers`, which have done equally many and differ in nothing but the seed.
 
-    WARMUP = 3  # lets the libraries allocate and choose before the capture, which allows neither
-
-    def __init__(self, trainer: Trainer):
-        self._trainer, self._done, self._graph = trainer, 0, None
-        self._stream = torch.cuda.Stream(trainer.config.device)
-
-    def replay(self) -> tuple[Tensor, Tensor]:
-        if self._done < self.WARMUP:
-            self._done += 1
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                result = self._trainer.descend()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return result
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            self._graph.register_generator_state(self._trainer.sampler.generator)
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._result = self._trainer.descend()
-        self._graph.replay()
-        return self._result
+    Returns the loss and the gradient's norm before clipping of each, still on the device; read them before the next
+    update. On a CUDA device all are branches of one graph, and if there are several, none may have dropout: it would
+    draw from a generator that they share.
+    """
+    first = trainers[0]
+    group = first.step % first.sampler.groups
+    if first.captured is None:
+        results = []
+        for trainer in trainers:
+            with trainer.randomness():
+                results.append(trainer.descend(group))
+    else:
+        branches = [functools.partial(trainer.descend, group) for trainer in trainers]
+        with first.randomness():
+            results = first.captured((group, *map(id, trainers)), branches, [t.sampler.generator for t in trainers])
+    for trainer in trainers:
+        trainer.step += 1
+    return results
 
 
-def action_loss(predicted: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over real steps only: padding is neither in the sum nor in the count.
+def batch_errors(model: DecisionTransformer, batch: Batch, past: ModelState) -> tuple[Tensor, Tensor, ModelState]:
+    """`action_errors` of one chunk that goes on from `past`, and the state that it leaves behind.
 
-    predicted, actions (B, L, A); mask (B, L) bool.
+    A model whose weights are bfloat16 computes in bfloat16; states, errors and sums stay float32.
+    """
+    half = model.head.weight.dtype == torch.bfloat16
+    # no cache: each weight is used once, and a cached cast would be a stale one in a captured graph
+    with torch.autocast(batch.mask.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        predicted, state = model(
+            batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
+        )
+        return *action_errors(predicted, batch.actions, batch.mask), state
+
+
+def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of squared errors (mean over an action's channels) over real steps, and how many these are: float32, ().
+
+    predicted, actions (B, L, A); mask (B, L) bool. Padding is neither in the sum nor in the count.
     """
     error_BL = (predicted - actions).square().mean(-1)
-    return error_BL.where(mask, 0).sum() / mask.sum()
+    return error_BL.where(mask, 0).sum(), mask.sum(dtype=torch.float32)
+
+
+def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
+    """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
+
+    So they can be cast all at once, where autocast would cast one by one.
+    """
+    twin = copy.deepcopy(model)
+    for module, own in zip(twin.modules(), model.modules(), strict=True):
+        for name, weight in own.named_parameters(recurse=False):
+            linear = isinstance(own, nn.Linear)
+            setattr(module, name, nn.Parameter(weight.detach().bfloat16()) if linear else weight)
+    return twin
 
 
 def is_cuda(device: str) -> bool:
     """Whether a device string names a CUDA device."""
     return torch.device(device).type == "cuda"
+
+
+def _tensors(state: Iterable[Sequence[Tensor] | None]) -> list[Tensor]:
+    return [part for layer in state if layer is not None for part in layer]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

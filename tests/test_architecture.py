@@ -15,8 +15,8 @@ MODULES = {
     for path in sorted(folder.rglob("*.py"))
 }
 FLOORS = [  # each module may import only from floors below its own
-    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker"},
-    {"drl.disk", "drl.figures", "drl.names", "drl.benchmark_device"},
+    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
+    {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
     {"drl.kernels.triton.tiles"},
@@ -42,7 +42,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.behaviour.play"},
     {"drl.behaviour.pieces", "drl.behaviour.plan"},
     {"drl.behaviour"},
-    {"drl.checkpoint", "drl.collect"},
+    {"drl.checkpoint", "drl.collect", "drl.descent"},
     {"drl.policy_state"},
     {"drl.policy"},
     {"drl.evaluate", "drl.trainer"},
@@ -51,6 +51,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.report", "drl.benchmark"},
     {"drl.options"},
     {"drl.cli"},
+    {"drl.__main__"},
     {"drl"},
 ]
 FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in floor}

@@ -165,6 +165,18 @@ MISTAKES = {
         r"linear was trained with another config \(seed 0 -> 1\); repeat the options of the first command, or type: "
         r"drl train --resume --run linear",
     ),
+    "a seed and several": (
+        ["train", "--dataset", DATASET, "--seed", "1", "--seeds", "2", "3"],
+        r"--seed 1 and --seeds 2 3 say different things; leave one of them out",
+    ),
+    "a seed named twice": (
+        ["train", "--dataset", DATASET, "--seeds", "2", "3", "2"], r"--seeds names a seed twice: 2 3 2; name each once",
+    ),
+    "a seed that is no number": (["train", "--dataset", DATASET, "--seeds", "a"], r"seeds must be int, got 'a'"),
+    "seeds into a run": (
+        ["train", "--dataset", DATASET, "--run", "linear", "--seeds", "2", "3"],
+        r"linear is itself a run, but with --seeds it would hold runs; name the folder above it",
+    ),
     "going on with nothing": (
         ["train", "--resume", "--run", "nowhere"],
         r"no dataset; add --config configs/hopper/medium-replay.yaml, or --dataset ID",
@@ -362,6 +374,19 @@ def test_the_run_folder_is_named_after_the_dataset_and_the_seed(drl, tmp_path):
     assert result.status == 0
     assert checkpoints.load(tmp_path / "runs" / "hopper" / "medium-replay" / "seed-3").step == 1
     assert "drl evaluate runs/hopper/medium-replay/seed-3" in result.out
+
+
+@pytest.mark.parametrize(("options", "parent"), [([], "runs/hopper/medium-replay"), (["--run", "here"], "here")])
+def test_seeds_are_trained_into_a_folder_each_and_go_on(drl, tmp_path, options, parent):
+    result = drl("train", "--dataset", DATASET, *TINY, "--train.updates", "2", "--seeds", "3", "5", *options)
+    assert result.status == 0
+    for seed in (3, 5):
+        saved = checkpoints.load(tmp_path / parent / f"seed-{seed}")
+        assert (saved.step, saved.config.seed) == (2, seed)
+        assert f"drl evaluate {parent}/seed-{seed}\n" in result.out
+    shutil.rmtree(tmp_path / parent / "seed-5" / "checkpoints")
+    assert drl("train", "--resume", "--run", parent, "--seeds", "3", "5").status == 0
+    assert checkpoints.load(tmp_path / parent / "seed-5").step == 2
 
 
 def test_a_config_file_trains_and_the_command_line_wins(drl, tmp_path):

@@ -18,7 +18,7 @@ EVERY_CONFIG = sorted(CONFIGS.rglob("*.y*ml"))
 def from_command_line(*options) -> Config:
     """The config that `drl train` with these options would resolve and train."""
     fields = command_line.build().parse_args(["train", *map(str, options)])["train"].as_dict()
-    return Config.from_dict({key: fields[key] for key in fields.keys() - {"run", "resume", "config"}})
+    return Config.from_dict({key: fields[key] for key in fields.keys() - {"run", "resume", "seeds", "config"}})
 
 
 def leaves(tree: dict, where: str = "") -> dict:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drl.config import TrainConfig
-from drl.data.sampling import Batch, StreamSampler, WindowSampler, make_sampler, to_box
+from drl.data.sampling import Batch, Steps, StreamSampler, WindowSampler, make_sampler, to_box
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
 
@@ -51,8 +51,13 @@ def episode_of(step):
     return np.searchsorted(STARTS, step, side="right") - 1
 
 
-def batches(sampler, count):
-    return [sampler.next() for _ in range(count)]
+@pytest.fixture(scope="module")
+def steps(store):
+    return Steps(store, "cpu")
+
+
+def batches(sampler, count, turn=0):
+    return [sampler.next(turn + i) for i in range(count)]
 
 
 def assert_same(actual, expected):
@@ -61,8 +66,8 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_row_is_consecutive_steps_of_one_episode(sampler, store):
-    for batch in batches(sampler(store, B, L, 0, "cpu"), 200):
+def test_a_row_is_consecutive_steps_of_one_episode(sampler, steps):
+    for batch in batches(sampler(steps, B, L, 0), 200):
         step_BL, mask_BL = steps_of(batch), batch.mask.numpy()
         first_B = step_BL[:, 0]
         end_B = STARTS[episode_of(first_B) + 1]
@@ -74,9 +79,9 @@ def test_a_row_is_consecutive_steps_of_one_episode(sampler, store):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store):
+def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store, steps):
     observations = torch.as_tensor((store.observations - store.normaliser.mean) / store.normaliser.std)
-    for batch in batches(sampler(store, B, L, 0, "cpu"), 50):
+    for batch in batches(sampler(steps, B, L, 0), 50):
         step_BL = steps_of(batch)
 
         assert (batch.observations.shape, batch.actions.shape) == ((B, L, O), (B, L, A))
@@ -88,16 +93,15 @@ def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store):
         )
         np.testing.assert_array_equal(batch.timesteps, step_BL - STARTS[episode_of(step_BL)])
         dtypes = [array.dtype for array in batch]
-        assert dtypes == [torch.float32] * 3 + [torch.int64, torch.bool, torch.bool, torch.int64]
+        assert dtypes == [torch.float32] * 3 + [torch.int64, torch.bool, torch.bool]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_on_a_cpu_the_stores_own_pages_are_read_even_those_of_a_file_that_cannot_be_written(sampler, store):
+def test_on_a_cpu_the_stores_own_pages_are_read_even_those_of_a_file_that_cannot_be_written(store):
     arrays = store.observations, store.actions, store.returns_to_go, store.episode_starts
     for array in arrays:
         array.flags.writeable = False  # warnings are errors here: torch has one for such arrays
-    drawing = sampler(store, B, L, 0, "cpu")
-    kept = drawing.observations, drawing.actions, drawing.returns_to_go, drawing.starts
+    steps = Steps(store, "cpu")
+    kept = steps.observations, steps.actions, steps.returns_to_go, steps.starts
     assert [tensor.data_ptr() for tensor in kept] == [array.ctypes.data for array in arrays]
 
 
@@ -107,16 +111,16 @@ def test_a_dataset_that_does_not_fit_on_the_device_is_told_in_one_line(store, mo
 
     monkeypatch.setattr(torch, "as_tensor", refuse)
     with pytest.raises(UserError) as caught:
-        WindowSampler(store, B, L, 0, "cuda")
+        Steps(store, "cuda")
     assert str(caught.value) == (
         "dataset drl/toy/numbered-v0 does not fit into the memory of cuda; use --device cpu, which trains from the disk"
     )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_padding_repeats_the_last_real_step_and_is_masked(sampler, store):
+def test_padding_repeats_the_last_real_step_and_is_masked(sampler, steps):
     seen = 0
-    for batch in batches(sampler(store, B, L, 0, "cpu"), 50):
+    for batch in batches(sampler(steps, B, L, 0), 50):
         for row in range(B):
             real = int(batch.mask[row].sum())
             assert batch.mask[row].tolist() == [True] * real + [False] * (L - real)
@@ -127,8 +131,8 @@ def test_padding_repeats_the_last_real_step_and_is_masked(sampler, store):
     assert seen > 0
 
 
-def test_a_window_begins_at_every_step_equally_often_and_always_anew(store):
-    drawn = batches(WindowSampler(store, 1000, L, 0, "cpu"), 58)
+def test_a_window_begins_at_every_step_equally_often_and_always_anew(steps):
+    drawn = batches(WindowSampler(steps, 1000, L, 0), 58)
     counts = np.bincount(np.concatenate([steps_of(batch)[:, 0] for batch in drawn]), minlength=S)
 
     # chi-square of S - 1 = 28 degrees of freedom: mean 28, standard deviation sqrt(56); five of them above
@@ -136,11 +140,13 @@ def test_a_window_begins_at_every_step_equally_often_and_always_anew(store):
     assert all(batch.restart.all() for batch in drawn)
 
 
-def walk(drawn: list[Batch]) -> list[list[list[np.ndarray]]]:
-    """What each stream saw: a list of visits to episodes, each a list of chunks of real steps."""
-    streams = [[] for _ in range(1 + max(int(batch.streams.max()) for batch in drawn))]
-    for batch in drawn:
-        for row, stream in enumerate(batch.streams):
+def walk(drawn: list[Batch], groups: int) -> list[list[list[np.ndarray]]]:
+    """What each stream saw: a list of visits to episodes, each a list of chunks of real steps. Groups take turns."""
+    rows = len(drawn[0].mask)
+    streams = [[] for _ in range(groups * rows)]
+    for turn, batch in enumerate(drawn):
+        for row in range(rows):
+            stream = turn % groups * rows + row
             if batch.restart[row]:
                 streams[stream].append([])
             streams[stream][-1].append(steps_of(batch)[row][batch.mask[row].numpy()])
@@ -148,9 +154,8 @@ def walk(drawn: list[Batch]) -> list[list[list[np.ndarray]]]:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_stream_walks_each_episode_from_beginning_to_end(groups, store):
-    streams = walk(batches(StreamSampler(store, B, L, 0, "cpu", groups), groups * 100))
-    assert len(streams) == groups * B
+def test_a_stream_walks_each_episode_from_beginning_to_end(groups, steps):
+    streams = walk(batches(StreamSampler(steps, B, L, 0, groups), groups * 100), groups)
     for visits in streams:
         assert sum(map(len, visits)) == 100  # chunks
         for chunks in visits[1:-1]:  # the first visit begins midway, the last is cut off
@@ -160,9 +165,9 @@ def test_a_stream_walks_each_episode_from_beginning_to_end(groups, store):
             assert all(len(chunk) == L for chunk in chunks[:-1])
 
 
-def test_a_stream_enters_its_first_episode_at_a_chunk_and_walks_to_its_end(store):
+def test_a_stream_enters_its_first_episode_at_a_chunk_and_walks_to_its_end(steps):
     midway = 0
-    for visits in walk(batches(StreamSampler(store, 100, L, 0, "cpu"), 10)):
+    for visits in walk(batches(StreamSampler(steps, 100, L, 0), 10), 1):
         steps = np.concatenate(visits[0])
         episode = episode_of(steps[0])
         np.testing.assert_array_equal(steps, np.arange(steps[0], STARTS[episode + 1]))
@@ -172,27 +177,30 @@ def test_a_stream_enters_its_first_episode_at_a_chunk_and_walks_to_its_end(store
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_stream_restarts_at_the_first_chunk_of_an_episode_and_only_there(groups, store):
-    drawn = batches(StreamSampler(store, B, L, 0, "cpu", groups), 100)
+def test_a_stream_restarts_at_the_first_chunk_of_an_episode_and_only_there(groups, steps):
+    drawn = batches(StreamSampler(steps, B, L, 0, groups), 100)
     for batch in drawn[:groups]:
         assert batch.restart.all()
     for batch in drawn[groups:]:
         torch.testing.assert_close(batch.restart, batch.timesteps[:, 0] == 0, rtol=0, atol=0)
 
 
-def test_groups_of_streams_take_turns(store):
-    turns = [batch.streams.tolist() for batch in batches(StreamSampler(store, 2, L, 0, "cpu", 3), 7)]
-    assert turns == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3], [4, 5], [0, 1]]
+def test_the_group_whose_turn_it_is_goes_on_and_no_other(steps):
+    sampler = StreamSampler(steps, 2, L, 0, 3)
+    for turn in (0, 1, 2, 0, 4):
+        before = [getattr(sampler, name).clone() for name in StreamSampler.STREAMS]
+        batch = sampler.next(turn)
+        group, others = turn % 3, [other for other in range(3) if other != turn % 3]
+        episode, position, restart = (value[group] for value in before)
+        np.testing.assert_array_equal(steps_of(batch)[:, 0], steps.starts[episode] + position)
+        assert_same([batch.restart], [restart])
+        for name, value in zip(StreamSampler.STREAMS, before, strict=True):
+            assert_same([getattr(sampler, name)[others]], [value[others]])
 
 
-def test_a_window_is_its_rows_own_stream(store):
-    for batch in batches(WindowSampler(store, B, L, 0, "cpu"), 3):
-        assert batch.streams.tolist() == list(range(B))
-
-
-def test_streams_see_every_step_equally_often_in_the_long_run(store):
+def test_streams_see_every_step_equally_often_in_the_long_run(steps):
     counts = np.zeros(S)
-    for batch in batches(StreamSampler(store, 100, L, 0, "cpu"), 400):
+    for batch in batches(StreamSampler(steps, 100, L, 0), 400):
         counts += np.bincount(steps_of(batch)[batch.mask.numpy()], minlength=S)
 
     # 12 chunks in 5 episodes: 40,000 chunks are about 3,300 visits to each, give or take 52; five times that is 8%.
@@ -200,15 +208,15 @@ def test_streams_see_every_step_equally_often_in_the_long_run(store):
     np.testing.assert_allclose(counts / counts.mean(), 1, rtol=0, atol=0.08)
 
 
-def test_actions_reach_from_minus_one_to_one(store):
+def test_actions_reach_from_minus_one_to_one():
     corners = np.float32([[-2, 0.5], [6, 0.75], [2, 0.625]])
     flags = np.array([False, False, True])
     episode = SimpleNamespace(
         observations=np.zeros((4, O)), actions=corners, rewards=np.zeros(3), terminations=flags, truncations=flags
     )
-    sampler = StreamSampler(EpisodeStore.from_episodes([episode], SPACES, "drl/toy/corners-v0"), 1, L, 0, "cpu")
+    steps = Steps(EpisodeStore.from_episodes([episode], SPACES, "drl/toy/corners-v0"), "cpu")
 
-    actions = sampler.next().actions[0]
+    actions = StreamSampler(steps, 1, L, 0).next(0).actions[0]
 
     torch.testing.assert_close(actions, torch.tensor([[-1.0, -1], [1, 1], [0, 0]]), rtol=0, atol=0)
     np.testing.assert_array_equal(to_box(actions.numpy(), SPACES.action_low, SPACES.action_high), corners)
@@ -221,23 +229,23 @@ def streams_in_turns(*arguments):
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, streams_in_turns])
-def test_a_loaded_sampler_goes_on_with_the_same_batches(sampler, store, tmp_path):
-    first = sampler(store, B, L, 0, "cpu")
+def test_a_loaded_sampler_goes_on_with_the_same_batches(sampler, steps, tmp_path):
+    first = sampler(steps, B, L, 0)
     batches(first, 11)
     save_file(first.state_dict(), tmp_path / "sampler.safetensors")
-    expected = batches(first, 20)
+    expected = batches(first, 20, turn=11)
 
-    second = sampler(store, B, L, 1, "cpu")  # another seed: everything must come from the file
+    second = sampler(steps, B, L, 1)  # another seed: everything must come from the file
     batches(second, 3)
     second.load_state_dict(load_file(tmp_path / "sampler.safetensors"))
 
-    for actual, wanted in zip(batches(second, 20), expected, strict=True):
+    for actual, wanted in zip(batches(second, 20, turn=11), expected, strict=True):
         assert_same(actual, wanted)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_state_taken_earlier_is_not_changed_by_later_batches(sampler, store):
-    drawing = sampler(store, B, L, 0, "cpu")
+def test_a_state_taken_earlier_is_not_changed_by_later_batches(sampler, steps):
+    drawing = sampler(steps, B, L, 0)
     state = drawing.state_dict()
     kept = {name: value.clone() for name, value in state.items()}
     batches(drawing, 11)
@@ -246,9 +254,9 @@ def test_a_state_taken_earlier_is_not_changed_by_later_batches(sampler, store):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_seed_alone_decides_the_batches(sampler, store):
+def test_the_seed_alone_decides_the_batches(sampler, steps):
     def drawn(seed):
-        return [steps_of(batch).tolist() for batch in batches(sampler(store, B, L, seed, "cpu"), 20)]
+        return [steps_of(batch).tolist() for batch in batches(sampler(steps, B, L, seed), 20)]
 
     before = torch.get_rng_state()
     first = drawn(0)
@@ -258,10 +266,10 @@ def test_the_seed_alone_decides_the_batches(sampler, store):
     assert drawn(1) != first
 
 
-def test_the_config_names_the_sampler(store):
+def test_the_config_names_the_sampler(steps):
     settings = {"batch_size": B, "context": L}
-    windows = make_sampler(TrainConfig(sampling="windows", **settings), store, 0, "cpu")
-    streams = make_sampler(TrainConfig(sampling="state_passing", stream_groups=2, **settings), store, 0, "cpu")
+    windows = make_sampler(TrainConfig(sampling="windows", **settings), steps, 0)
+    streams = make_sampler(TrainConfig(sampling="state_passing", stream_groups=2, **settings), steps, 0)
     assert (type(windows), type(streams)) == (WindowSampler, StreamSampler)
-    assert_same(windows.next(), WindowSampler(store, B, L, 0, "cpu").next())
-    assert_same(streams.next(), StreamSampler(store, B, L, 0, "cpu", 2).next())
+    assert_same(windows.next(0), WindowSampler(steps, B, L, 0).next(0))
+    assert_same(streams.next(0), StreamSampler(steps, B, L, 0, 2).next(0))

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import math
+import shutil
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drl import checkpoint as checkpoints
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, read_config
+from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
-from drl.train import resolve, resolve_device, schedule, train
-from drl.trainer import Trainer, action_loss
+from drl.descent import schedule
+from drl.train import resolve, resolve_device, train, train_together
+from drl.trainer import Trainer, action_errors
 
 PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
 LENGTHS = (3, 23, 7, 31, 11, 2)  # some shorter than a chunk of 5, some much longer; none a multiple of it
@@ -52,7 +54,7 @@ def make_store(seed: int = 0, spaces: Spaces = PENDULUM) -> EpisodeStore:
 def make_config(attention: str = "linear", seed: int = 0, **settings) -> Config:
     """Tiny, resolved, with dropout; `settings` are TrainConfig's."""
     defaults = dict(updates=12, batch_size=4, context=5, learning_rate=3e-3, warmup_updates=3, log_every=1,
-                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1)
+                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1, precision="float32", compile="off")
     return Config(
         dataset="synthetic/rule-v0",
         environment="Pendulum-v1",
@@ -91,15 +93,15 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at(monkeypatch, step: int):
     """The run within this context dies at the beginning of the update after `step` updates."""
-    real = Trainer.update
+    real = Trainer.descend
 
-    def update(self, learning_rate):
+    def descend(self, group):
         if self.step == step:
             raise Killed
-        return real(self, learning_rate)
+        return real(self, group)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "update", update)
+        patch.setattr(Trainer, "descend", descend)
         yield
 
 
@@ -111,18 +113,17 @@ def test_the_loss_is_blind_to_padding():
     actions = torch.tensor([[[1.0, 3.0], [0.0, 2.0], [9.0, 9.0]], [[2.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     # (1 + 9) / 2, (0 + 4) / 2 and (4 + 0) / 2 over three real steps
-    assert action_loss(predicted, actions, mask) == (5 + 2 + 2) / 3
+    assert action_errors(predicted, actions, mask) == (5 + 2 + 2, 3)
 
 
 @pytest.mark.parametrize(("attention", "sampling"), WAYS)
 def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling):
     clean, spoiled = (Trainer(make_config(attention, sampling=sampling), make_store()) for _ in range(2))
-    spoiled.model.load_state_dict(clean.model.state_dict())
     padded = 0
 
-    def spoil(draw=spoiled.sampler.next):
+    def spoil(turn, draw=spoiled.sampler.next):
         nonlocal padded
-        batch = draw()
+        batch = draw(turn)
         padded += (~batch.mask).sum().item()
         timesteps = torch.where(batch.mask, batch.timesteps, 3)
         spoilt = [torch.where(batch.mask.view(*batch.mask.shape, *[1] * (x.ndim - 2)), x, 7.0) for x in batch[:3]]
@@ -130,10 +131,7 @@ def test_what_stands_in_the_padding_cannot_change_an_update(attention, sampling)
 
     spoiled.sampler.next = spoil
     for _ in range(5):
-        torch.manual_seed(1)
-        expected = clean.update(1e-3)
-        torch.manual_seed(1)
-        torch.testing.assert_close(spoiled.update(1e-3), expected, rtol=0, atol=0)
+        torch.testing.assert_close(spoiled.update(), clean.update(), rtol=0, atol=0)
 
     assert padded
     torch.testing.assert_close(spoiled.checkpoint().training, clean.checkpoint().training, rtol=0, atol=0)
@@ -200,7 +198,7 @@ def test_a_checkpoint_of_the_streams_holds_what_the_next_update_reads():
     """Every tensor that the trainer keeps between updates, seen before and after a detour through a checkpoint."""
     original = Trainer(make_config(), make_store())
     for _ in range(4):
-        original.update(1e-3)
+        original.update()
     past = original.checkpoint()
     past = dataclasses.replace(past, training={name: x.clone() for name, x in past.training.items()},
                                weights={name: x.clone() for name, x in past.weights.items()})
@@ -208,9 +206,9 @@ def test_a_checkpoint_of_the_streams_holds_what_the_next_update_reads():
     copy.load(past)
 
     assert copy.step == 4
-    torch.testing.assert_close(tuple(copy.state), tuple(original.state), rtol=0, atol=0)
+    torch.testing.assert_close(copy.states, original.states, rtol=0, atol=0)
     torch.testing.assert_close(copy.sampler.state_dict(), original.sampler.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(copy.sampler.next(), original.sampler.next(), rtol=0, atol=0)
+    torch.testing.assert_close(copy.sampler.next(4), original.sampler.next(4), rtol=0, atol=0)
 
 
 def test_training_leaves_the_callers_generator_alone(tmp_path):
@@ -277,26 +275,6 @@ def test_a_checkpoint_of_training_knows_its_config_and_its_data(tmp_path):
 # the learning rate
 
 
-def test_the_learning_rate_by_hand():
-    settings = TrainConfig(updates=10, warmup_updates=4, learning_rate=8.0, decay="cosine")
-    rates = [schedule(step, settings) for step in range(11)]
-    assert rates[:4] == [2.0, 4.0, 6.0, 8.0]
-    expected = [4 * (1 + math.cos(math.pi * done / 6)) for done in range(7)]
-    assert rates[4:] == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    assert rates[4] == 8.0 and rates[7] == pytest.approx(4.0) and rates[10] == 0.0
-
-
-def test_without_decay_the_learning_rate_stays():
-    settings = TrainConfig(updates=10, warmup_updates=2, learning_rate=8.0, decay="none")
-    assert [schedule(step, settings) for step in range(5)] == [4.0, 8.0, 8.0, 8.0, 8.0]
-
-
-@pytest.mark.parametrize("decay", ["cosine", "none"])
-def test_without_warm_up_the_learning_rate_begins_at_its_peak(decay):
-    settings = TrainConfig(updates=10, warmup_updates=0, learning_rate=8.0, decay=decay)
-    assert schedule(0, settings) == 8.0
-
-
 @pytest.mark.parametrize("stop", [None, 7], ids=["in one go", "stopped and resumed"])
 def test_the_learning_rate_logged_is_the_one_used(tmp_path, monkeypatch, stop):
     used, real = [], torch.optim.AdamW.step
@@ -319,18 +297,62 @@ def test_the_learning_rate_logged_is_the_one_used(tmp_path, monkeypatch, stop):
     assert used == pytest.approx(expected[0 if stop is None else 5:], rel=1e-7)
 
 
+# precision and compilation
+
+
+def test_bfloat16_stays_close_to_float32_and_keeps_what_it_sums_up_in_float32():
+    single, half = (Trainer(make_config(precision=precision, updates=30), make_store())
+                    for precision in ("float32", "bfloat16"))
+    different = 0
+    for _ in range(20):
+        expected = single.update()
+        loss, norm = half.update()
+        torch.testing.assert_close((loss, norm), expected, rtol=0.05, atol=0)
+        assert loss.dtype == norm.dtype == torch.float32
+        different += (loss != expected[0]).item()
+    assert different, "bfloat16 must be seen to be used"
+    saved = half.checkpoint()
+    floats = [x for x in (saved.weights | saved.training).values() if x.is_floating_point()]
+    assert {x.dtype for x in floats} == {torch.float32}
+
+
+def test_in_bfloat16_the_linear_layers_read_the_weights_of_the_last_update():
+    trainer = Trainer(make_config(precision="bfloat16"), make_store())
+    for _ in range(3):
+        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        trainer.update()
+    linear = {name for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for name, weight in trainer.working.named_parameters():
+        if name.rpartition(".")[0] in linear:
+            torch.testing.assert_close(weight, before[name].bfloat16(), rtol=0, atol=0)
+        else:
+            assert weight is trainer.model.get_parameter(name)
+    assert linear and any(before[name].ne(weight).any() for name, weight in trainer.model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # an import within the compiler
+@pytest.mark.parametrize(("attention", "sampling"), WAYS)
+def test_a_compiled_update_is_the_update(attention, sampling):
+    def losses(compile):
+        config = make_config(attention, sampling=sampling, stream_groups=3, updates=30, compile=compile)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+        trainer = Trainer(config, make_store())
+        return [trainer.update() for _ in range(8)]
+
+    torch.testing.assert_close(losses("on"), losses("off"), rtol=1e-5, atol=1e-6)
+
+
 # state passing
 
 
 def test_an_update_reads_the_state_that_the_last_one_left():
     carried, forgetful = (Trainer(make_config(), make_store()) for _ in range(2))
-    forgetful.model.load_state_dict(carried.model.state_dict())
 
     def losses():
-        forgetful.state = forgetful.model.initial_state(4)
+        forgetful.states = [forgetful.model.initial_state(4)]
         for trainer in (carried, forgetful):
-            torch.manual_seed(1)
-            yield trainer.update(1e-3)[0].item()
+            yield trainer.update()[0].item()
 
     first, first_without = losses()
     assert first == first_without, "the first chunk has no past"
@@ -341,26 +363,25 @@ def test_an_update_reads_the_state_that_the_last_one_left():
 
 def test_an_update_keeps_the_state_of_every_layer_and_stream():
     trainer, twin = (Trainer(make_config(), make_store()) for _ in range(2))
-    twin.model.load_state_dict(trainer.model.state_dict())
     past = twin.model.initial_state(4)
     for _ in range(3):
-        batch = twin.sampler.next()
+        batch = twin.sampler.next(0)
         twin.model.load_state_dict(trainer.model.state_dict())
-        torch.manual_seed(1)
-        _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
-        torch.manual_seed(1)
-        trainer.update(1e-3)
-        torch.testing.assert_close(tuple(trainer.state), tuple(layer.detach() for layer in past), rtol=0, atol=0)
+        with twin.randomness():
+            _, past = twin.model(*batch[:5], tuple(layer.detach().restart(batch.restart) for layer in past))
+        trainer.update()
+        torch.testing.assert_close(trainer.states, [tuple(layer.detach() for layer in past)], rtol=0, atol=0)
 
 
 def test_an_update_changes_the_states_of_the_group_whose_turn_it_is_and_no_other():
     trainer = Trainer(make_config(stream_groups=3), make_store())
     for turn in (0, 1, 2, 0):
-        before = [layer.kv.clone() for layer in trainer.state]
-        trainer.update(1e-3)
-        for layer, kv in zip(trainer.state, before, strict=True):
-            changed = (layer.kv != kv).flatten(1).any(1).unflatten(0, (3, 4))
-            assert changed[turn].all() and changed.sum() == 4
+        before = [[layer.kv.clone() for layer in state] for state in trainer.states]
+        trainer.update()
+        for group, state in enumerate(trainer.states):
+            for layer, kv in zip(state, before[group], strict=True):
+                changed = (layer.kv != kv).flatten(1).any(1)
+                assert changed.tolist() == [group == turn] * 4
 
 
 def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
@@ -368,19 +389,19 @@ def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
     trainer = Trainer(make_config(), make_store())
     model, sampler = trainer.model.eval().double(), trainer.sampler
     for name in ("returns_to_go", "observations", "actions"):
-        setattr(sampler, name, getattr(sampler, name).double())
+        setattr(sampler.steps, name, getattr(sampler.steps, name).double())
     state = model.initial_state(4)
     followed, compared = torch.zeros(4, dtype=torch.bool), 0  # rows enter their first episode midway
     for _ in range(25):
-        episode_B, position_B = sampler.episode.clone(), sampler.position.clone()
+        episode_B, position_B = sampler.episode[0].clone(), sampler.position[0].clone()
         followed |= position_B == 0
-        batch = sampler.next()
+        batch = sampler.next(0)
         with torch.no_grad():
             predicted, state = model(*batch[:5], tuple(layer.restart(batch.restart) for layer in state))
         for row in followed.nonzero().flatten().tolist():
-            steps = torch.arange(*sampler.starts[episode_B[row] + torch.arange(2)].tolist())
+            steps = torch.arange(*sampler.steps.starts[episode_B[row] + torch.arange(2)].tolist())
             with torch.no_grad():
-                whole, _ = model(*sampler.take(steps[None]), torch.arange(len(steps))[None])
+                whole, _ = model(*sampler.steps.take(steps[None]), torch.arange(len(steps))[None])
             chunk = whole[0, position_B[row]:][:5]
             torch.testing.assert_close(predicted[row, batch.mask[row]], chunk, rtol=1e-9, atol=1e-9)
             compared += position_B[row].item() > 0
@@ -390,19 +411,19 @@ def test_a_chunk_with_its_state_says_what_the_whole_episode_says():
 def test_gradients_stop_at_the_edge_of_a_chunk():
     """The gradient of the second update is the one for a first state that is a mere number."""
     trainer = Trainer(make_config(), make_store())
-    trainer.update(1e-3)
-    assert all(not part.requires_grad and part.grad_fn is None for layer in trainer.state for part in layer)
+    trainer.update()
+    assert all(not part.requires_grad and part.grad_fn is None for layer in trainer.states[0] for part in layer)
     twin = Trainer(make_config(), make_store())
     twin.load(trainer.checkpoint())
-    batch = twin.sampler.next()
-    past = tuple(layer.restart(batch.restart) for layer in twin.state)
+    batch = twin.sampler.next(1)
+    past = tuple(layer.restart(batch.restart) for layer in twin.states[0])
     assert any(layer.kv.abs().sum() > 0 for layer in past)
 
-    torch.manual_seed(1)
-    predicted, _ = twin.model(*batch[:5], past)
-    gradients = torch.autograd.grad(action_loss(predicted, batch.actions, batch.mask), list(twin.model.parameters()))
-    torch.manual_seed(1)
-    _, norm = trainer.update(1e-3)
+    with twin.randomness():
+        predicted, _ = twin.model(*batch[:5], past)
+    errors, count = action_errors(predicted, batch.actions, batch.mask)
+    gradients = torch.autograd.grad(errors / count, list(twin.model.parameters()))
+    _, norm = trainer.update()
 
     clip = min(1.0, trainer.config.train.max_grad_norm / (norm.item() + 1e-6))
     for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
@@ -456,8 +477,8 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
     config = make_config(learning_rate=1e36, warmup_updates=0, checkpoint_every=1)
-    with pytest.raises(UserError, match=r"^at update 2 the loss is (nan|inf) and the gradient norm (nan|inf); "
-                                        r"lower --train.learning_rate \(now 1e\+36\)$"):
+    with pytest.raises(UserError, match=r"^at update 2 the loss is (nan|inf) and the gradient norm (nan|inf) "
+                                        r"with seed 0; lower --train.learning_rate \(now 1e\+36\)$"):
         train(config, make_store(), tmp_path / "run")
     assert checkpoints.load(tmp_path / "run").step == 1
     assert [line["step"] for line in lines(tmp_path / "run")] == [1]
@@ -481,13 +502,26 @@ def test_resolving_fills_in_what_the_config_leaves_open():
     config = resolve(Config(dataset="synthetic/rule-v0"), store)
     assert config.environment == "Pendulum-v1"
     assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.train.precision == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert config.evaluate.target_returns == [store.episode_returns.max()]
     assert resolve(config, store) == config, "what is resolved stays"
 
 
-def test_resolving_keeps_what_the_config_says():
-    config = make_config()
+@pytest.mark.parametrize(("precision", "compile"), [("float32", "off"), ("bfloat16", "on")])
+def test_resolving_keeps_what_the_config_says(precision, compile):
+    config = make_config(precision=precision, compile=compile)
     assert resolve(config, make_store()) == config
+
+
+@pytest.mark.parametrize(
+    ("device", "updates", "meant"),
+    [("cpu", 100_000, ("float32", "off")), ("cuda", 19_999, ("bfloat16", "off")), ("cuda", 20_000, ("bfloat16", "on"))],
+)
+def test_resolving_chooses_what_suits_the_device_and_the_length_of_the_run(monkeypatch, device, updates, meant):
+    monkeypatch.setattr("drl.train.resolve_device", lambda named: named)
+    config = dataclasses.replace(make_config(updates=updates, precision="auto", compile="auto"), device=device)
+    settings = resolve(config, make_store()).train
+    assert (settings.precision, settings.compile) == meant
 
 
 def test_resolving_needs_an_environment():
@@ -529,3 +563,80 @@ def test_a_device_without_numbers_is_refused():
 def test_devices_are_resolved_once():
     assert resolve_device("cpu") == "cpu"
     assert resolve_device(resolve_device("auto")) == resolve_device("auto")
+
+
+# several seeds
+
+
+SEEDS = [0, 7, 2]
+
+
+def together(folder, seeds=SEEDS, resume=False, **settings) -> None:
+    configs = [make_config(seed=seed, **settings) for seed in seeds]
+    train_together(configs, make_store(), [folder / f"seed-{seed}" for seed in seeds], resume=resume)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A folder with a run of each seed, each trained by itself."""
+    torch.use_deterministic_algorithms(True)
+    folder = tmp_path_factory.mktemp("alone")
+    for seed in SEEDS:
+        train(make_config(seed=seed, stream_groups=3), make_store(), folder / f"seed-{seed}")
+    return folder
+
+
+def test_seeds_trained_together_have_the_numbers_of_each_alone(tmp_path, alone):
+    """Dropout included: each draws from generators of its own."""
+    together(tmp_path, stream_groups=3)
+    for seed in SEEDS:
+        assert_same_run(tmp_path / f"seed-{seed}", alone / f"seed-{seed}")
+        assert read_config(tmp_path / f"seed-{seed}" / "config.yaml") == make_config(seed=seed, stream_groups=3)
+    assert training_lines(alone / "seed-0") != training_lines(alone / "seed-2")
+
+
+@pytest.mark.parametrize("lost", [None, "seed-7", "seed-2"])
+def test_seeds_stopped_together_go_on_together_even_if_one_is_behind(tmp_path, monkeypatch, alone, lost):
+    with killed_at(monkeypatch, 11):
+        together(tmp_path, stream_groups=3)
+    if lost:  # killed after the others had written their checkpoints of update 10
+        shutil.rmtree(tmp_path / lost / "checkpoints" / "step-00000010")
+    together(tmp_path, resume=True, stream_groups=3)
+    for seed in SEEDS:
+        assert_same_run(tmp_path / f"seed-{seed}", alone / f"seed-{seed}")
+
+
+def test_a_seed_trained_with_others_goes_on_alone(tmp_path, monkeypatch, alone):
+    with killed_at(monkeypatch, 8):
+        together(tmp_path, stream_groups=3)
+    train(make_config(seed=7, stream_groups=3), make_store(), tmp_path / "seed-7", resume=True)
+    assert_same_run(tmp_path / "seed-7", alone / "seed-7")
+
+
+def test_seeds_share_the_arrays_of_the_dataset(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("drl.train.Steps", lambda *arguments: made.append(arguments) or Steps(*arguments))
+    together(tmp_path, updates=1)
+    assert len(made) == 1
+
+
+def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path):
+    configs = [make_config(seed=seed, learning_rate=1e36, warmup_updates=0) for seed in (3, 4)]
+    with pytest.raises(UserError, match="with seed 3; lower"):
+        train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
+
+
+def test_several_seeds_with_dropout_on_one_gpu_are_refused(tmp_path):
+    configs = [dataclasses.replace(make_config(seed=seed), device="cuda") for seed in (0, 1)]
+    with pytest.raises(UserError) as caught:
+        train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
+    assert str(caught.value) == ("several seeds on one GPU cannot draw dropout as each alone would; add "
+                                 "--model.dropout 0, or train one --seed at a time")
+
+
+def test_a_run_of_before_precision_was_an_option_goes_on(tmp_path):
+    train(make_config(updates=1, precision="auto", compile="auto"), make_store(), tmp_path / "run")
+    folder = train(make_config(updates=1), make_store(), tmp_path / "run", resume=True)
+    assert checkpoints.load(folder).step == 1
+    with pytest.raises(UserError, match="train.precision float32 -> bfloat16"):
+        train(make_config(updates=1, precision="bfloat16"), make_store(), tmp_path / "run", resume=True)

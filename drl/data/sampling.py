@@ -31,7 +31,6 @@ class Batch(NamedTuple):
         timesteps: steps since the episode began, (B, L) int64.
         mask: True where the step is real, (B, L) bool.
         restart: True where the state must start anew before this chunk, (B,) bool.
-        streams: whose state each row goes on from, (B,) int64.
     """
 
     returns_to_go: Tensor
@@ -40,13 +39,12 @@ class Batch(NamedTuple):
     timesteps: Tensor
     mask: Tensor
     restart: Tensor
-    streams: Tensor
 
 
-class _Sampler:
-    """The store's arrays on a device, and a generator of its own. What is drawn is made ready for the model."""
+class Steps:
+    """The store's arrays on a device, shared by every sampler that draws from them."""
 
-    def __init__(self, store: EpisodeStore, batch_size: int, context: int, seed: int, device: torch.device | str):
+    def __init__(self, store: EpisodeStore, device: torch.device | str):
         low, high = store.spaces.action_low, store.spaces.action_high
         try:
             self.observations, self.actions, self.returns_to_go, self.starts = (
@@ -60,23 +58,6 @@ class _Sampler:
             torch.as_tensor(array, device=device) for array in (*store.normaliser, (high + low) / 2, (high - low) / 2)
         )
         self.device = device
-        self.row_B = torch.arange(batch_size, device=device)
-        self.offset_L = torch.arange(context, device=device)
-        self.generator = torch.Generator(device=device).manual_seed(seed)
-
-    @property
-    def streams(self) -> int:
-        """How many states there are to carry: Batch.streams counts from 0 to this."""
-        return len(self.row_B)
-
-    def _draw(self, high: int, count: int) -> Tensor:
-        return torch.randint(high, (count,), generator=self.generator, device=self.device)
-
-    def _draw_steps(self, count: int) -> tuple[Tensor, Tensor]:
-        """Steps drawn uniformly from all, as (episode, timestep)."""
-        step_B = self._draw(len(self.actions), count)
-        episode_B = torch.searchsorted(self.starts, step_B, right=True) - 1
-        return episode_B, step_B - self.starts[episode_B]
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns-to-go, observations and actions of the steps at `index` in the store, ready for the model."""
@@ -86,18 +67,44 @@ class _Sampler:
             (self.actions[index] - self.centre) / self.half,
         )
 
-    def _gather(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, stream_B: Tensor) -> Batch:
-        length_B1 = (self.starts[episode_B + 1] - self.starts[episode_B])[:, None]
+
+class _Sampler:
+    """A generator of its own, and what is drawn made ready for the model. The groups of rows take turns.
+
+    `rows` of every batch are given out, by default all; what is drawn and remembered is the same whatever they are.
+    """
+
+    def __init__(
+        self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1, rows: slice = slice(None)
+    ):
+        self.steps, self.batch_size, self.groups, self.rows = steps, batch_size, groups, rows
+        self.offset_L = torch.arange(context, device=steps.device)
+        self.generator = torch.Generator(device=steps.device).manual_seed(seed)
+
+    def _draw(self, high: int, count: int) -> Tensor:
+        return torch.randint(high, (count,), generator=self.generator, device=self.steps.device)
+
+    def _draw_steps(self, count: int) -> tuple[Tensor, Tensor]:
+        """Steps drawn uniformly from all, as (episode, timestep)."""
+        return self._locate(self._draw(len(self.steps.actions), count))
+
+    def _locate(self, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        episode_B = torch.searchsorted(self.steps.starts, step_B, right=True) - 1
+        return episode_B, step_B - self.steps.starts[episode_B]
+
+    def _gather(self, *drawn: Tensor) -> Batch:
+        """The batch of what all rows drew: episode, position and restart, (B,) each."""
+        episode_B, position_B, restart_B = (part[self.rows] for part in drawn)
+        starts = self.steps.starts
+        length_B1 = (starts[episode_B + 1] - starts[episode_B])[:, None]
         timestep_BL = position_B[:, None] + self.offset_L
         mask_BL = timestep_BL < length_B1
         timestep_BL = timestep_BL.minimum(length_B1 - 1)
-        index_BL = self.starts[episode_B][:, None] + timestep_BL
-        return Batch(
-            *self.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B, streams=stream_B
-        )
+        index_BL = starts[episode_B][:, None] + timestep_BL
+        return Batch(*self.steps.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B.clone())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything the next batch depends on, as tensors."""
+        """Everything the next batch depends on but its turn, as tensors."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -107,9 +114,13 @@ class _Sampler:
 class WindowSampler(_Sampler):
     """Windows whose first step is uniform over every step of every episode."""
 
-    def next(self) -> Batch:
-        restart_B = torch.ones_like(self.row_B, dtype=torch.bool)
-        return self._gather(*self._draw_steps(len(self.row_B)), restart_B, self.row_B)
+    def next(self, turn: int = 0) -> Batch:
+        """The next batch; a window knows no turns."""
+        return self.advance(self._draw(len(self.steps.actions), self.batch_size))
+
+    def advance(self, step_B: Tensor) -> Batch:
+        """All of a batch but what is random, as a function of tensors that can be compiled."""
+        return self._gather(*self._locate(step_B), torch.ones_like(step_B, dtype=torch.bool))
 
 
 class StreamSampler(_Sampler):
@@ -118,49 +129,43 @@ class StreamSampler(_Sampler):
     There are groups x B streams, and the groups take turns.
     """
 
-    STREAMS = ("episode", "position", "restart", "turn")
+    STREAMS = ("episode", "position", "restart")
 
     def __init__(
-        self,
-        store: EpisodeStore,
-        batch_size: int,
-        context: int,
-        seed: int,
-        device: torch.device | str,
-        groups: int = 1,
+        self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1, rows: slice = slice(None)
     ):
-        super().__init__(store, batch_size, context, seed, device)
+        super().__init__(steps, batch_size, context, seed, groups, rows)
         # enter the first episodes midway: from the beginning, streams of equal lengths would stay in step for ever
-        self.episode, timestep = self._draw_steps(groups * batch_size)
-        self.position = timestep // context * context
+        episode, timestep = self._draw_steps(groups * batch_size)
+        self.episode = episode.view(groups, batch_size)
+        self.position = (timestep // context * context).view(groups, batch_size)
         self.restart = torch.ones_like(self.episode, dtype=torch.bool)
-        self.turn = torch.zeros((), dtype=torch.long, device=device)
 
-    @property
-    def streams(self) -> int:
-        return len(self.episode)
+    def next(self, turn: int) -> Batch:
+        """The next batch of the group whose turn it is; turns count from 0, one for each update."""
+        fresh_B = self._draw(len(self.steps.starts) - 1, self.batch_size)
+        group = turn % self.groups
+        return self.advance(self.episode[group], self.position[group], self.restart[group], fresh_B)
 
-    def next(self) -> Batch:
-        stream_B = self.turn * len(self.row_B) + self.row_B
-        episode_B, position_B = self.episode[stream_B], self.position[stream_B]
-        batch = self._gather(episode_B, position_B, self.restart[stream_B], stream_B)
-        position_B = position_B + len(self.offset_L)
-        over_B = position_B >= self.starts[episode_B + 1] - self.starts[episode_B]
-        fresh_B = self._draw(len(self.starts) - 1, len(stream_B))
-        # written in place: a captured CUDA graph reads and writes the same memory at every replay
-        self.episode[stream_B] = torch.where(over_B, fresh_B, episode_B)
-        self.position[stream_B] = position_B.masked_fill(over_B, 0)
-        self.restart[stream_B] = over_B
-        self.turn.copy_((self.turn + 1) % (self.streams // len(self.row_B)))
+    def advance(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, fresh_B: Tensor) -> Batch:
+        """All of a batch but what is random, as a function of tensors that can be compiled: the chunk of these streams,
+        which then go on. They are written in place, where a captured CUDA graph reads them at the next replay."""
+        batch = self._gather(episode_B, position_B, restart_B)
+        next_B = position_B + len(self.offset_L)
+        over_B = next_B >= self.steps.starts[episode_B + 1] - self.steps.starts[episode_B]
+        episode_B.copy_(torch.where(over_B, fresh_B, episode_B))
+        position_B.copy_(next_B.masked_fill(over_B, 0))
+        restart_B.copy_(over_B)
         return batch
 
     def state_dict(self) -> dict[str, Tensor]:
-        return super().state_dict() | {name: getattr(self, name).clone() for name in self.STREAMS}
+        return super().state_dict() | {name: getattr(self, name).flatten().clone() for name in self.STREAMS}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         for name in self.STREAMS:
-            getattr(self, name).copy_(state[name])
+            streams = getattr(self, name)
+            streams.copy_(state[name].view_as(streams))
 
 
 def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
@@ -170,12 +175,11 @@ def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def make_sampler(
-    config: TrainConfig, store: EpisodeStore, seed: int, device: torch.device | str
+    config: TrainConfig, steps: Steps, seed: int, rows: slice = slice(None)
 ) -> WindowSampler | StreamSampler:
-    """The sampler that config.sampling names."""
-    if config.sampling == "windows":
-        return WindowSampler(store, config.batch_size, config.context, seed, device)
-    return StreamSampler(store, config.batch_size, config.context, seed, device, config.stream_groups)
+    """The sampler that config.sampling names; it gives out `rows` of each batch."""
+    kind, groups = (WindowSampler, 1) if config.sampling == "windows" else (StreamSampler, config.stream_groups)
+    return kind(steps, config.batch_size, config.context, seed, groups, rows)
 
 
 def to_box(action: np.ndarray | Tensor, low, high):

@@ -1,0 +1,7 @@
+"""`python -m drl`, which is how torchrun starts it: torchrun --nproc-per-node 2 -m drl train ..."""
+
+import sys
+
+from drl.cli import main
+
+sys.exit(main())
