@@ -440,8 +440,8 @@ def test_float64_stays_float64(backend):
 # The contract
 
 
-def empty(*shape, **options):
-    return torch.zeros(shape, **options)
+def empty(*shape, device="cpu", **options):
+    return torch.zeros(shape, device=device, **options)
 
 
 Q, VALUE = (B, 5, H, K), (B, 5, H, V)
@@ -480,7 +480,7 @@ MISTAKES = {
     ),
     "two devices": ({"v": empty(*VALUE, device="meta")}, "q, k, v must be on one device, got cpu, cpu, meta"),
     "state of another batch": (
-        {"state": LinearAttentionState.zeros(B + 1, H, K, V)},
+        {"state": LinearAttentionState.zeros(B + 1, H, K, V, device="cpu")},
         r"state.kv must have shape \(2, 3, 5, 7\), got \(3, 3, 5, 7\); a state belongs to the batch that produced it",
     ),
     "state with another z": (
@@ -488,12 +488,12 @@ MISTAKES = {
         r"state.z must have shape \(2, 3, 5\), got \(2, 3, 7\); a state belongs to the batch that produced it",
     ),
     "state of another dtype": (
-        {"state": LinearAttentionState.zeros(B, H, K, V, dtype=torch.bfloat16)},
+        {"state": LinearAttentionState.zeros(B, H, K, V, dtype=torch.bfloat16, device="cpu")},
         "state.kv must be torch.float32 on cpu, got torch.bfloat16 on cpu",
     ),
     "float32 state for float64": (
         {"q": empty(*Q, dtype=torch.float64), "k": empty(*Q, dtype=torch.float64),
-         "v": empty(*VALUE, dtype=torch.float64), "state": LinearAttentionState.zeros(B, H, K, V)},
+         "v": empty(*VALUE, dtype=torch.float64), "state": LinearAttentionState.zeros(B, H, K, V, device="cpu")},
         "state.kv must be torch.float64 on cpu, got torch.float32 on cpu",
     ),
     "mask of another length": (

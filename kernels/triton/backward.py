@@ -10,10 +10,10 @@ after it as an argument, and take one launch. In longer ones `states` first walk
 
 and leaves them behind, so that `backward` then does all chunks at once.
 
-Heads of up to 64 features and values take one program per chunk. Wider ones are split: some programs take a block of
-features and give that of dQ and dK, others a block of values and give that of dV. Nothing is summed between programs,
-so the result is the same bit for bit each time. W^T, A^T and S^T are computed or loaded as such: a product that is
-transposed and multiplied again is compiled wrongly for Hopper by Triton 3.4 to 3.7 (fla-org/flash-linear-attention,
+A head of a chunk is split between programs (SPLIT): some take a block of features and give that of dQ and dK, others a
+block of values and give that of dV. Nothing is summed between programs, so the result is the same bit for bit each
+time. W^T and A^T are computed as such: a product that is transposed and
+multiplied again is compiled wrongly for Hopper by Triton 3.4 to 3.7 (fla-org/flash-linear-attention,
 issue 640).
 """
 
@@ -86,14 +86,17 @@ def backward(
     dq_row, dq_token, dq_head, dk_row, dk_token, dk_head, dv_row, dv_token, dv_head,
     T, H,
     N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, WHOLE_K: tl.constexpr, WHOLE_V: tl.constexpr,
-    SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr, RESTART: tl.constexpr,
+    SPLIT: tl.constexpr, SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr, RESTART: tl.constexpr,
     PAST: tl.constexpr, FUTURE: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
     """dQ, dK, dV of each chunk from the state before it (PAST) and the gradient of that after it (FUTURE).
 
     RESTART and BEFORE (write the gradient of the state before) are for sequences of one chunk.
     """
-    row_head, n = tl.program_id(0), tl.program_id(1)
+    PARTS_K: tl.constexpr = WHOLE_K // SPLIT_K
+    PARTS: tl.constexpr = PARTS_K + WHOLE_V // SPLIT_V if SPLIT else 1
+    # neighbours in time read the same tiles
+    part, row_head, n = tl.program_id(0) % PARTS, tl.program_id(0) // PARTS, tl.program_id(1)
     row, head = (row_head // H).to(tl.int64), row_head % H
     row_head = row_head.to(tl.int64)
     chunk = row_head * N + n
@@ -117,8 +120,7 @@ def backward(
         d_z_before + row_head * K,
     )
     strides = (q_token, k_token, v_token, dq_token, dk_token, dv_token)
-    part, PARTS_K = tl.program_id(2), WHOLE_K // SPLIT_K
-    if SPLIT_K == WHOLE_K and SPLIT_V == WHOLE_V:
+    if not SPLIT:
         _chunk(tensors, strides, n * C, T, H, 0, 0, K, V, C, WHOLE_K, WHOLE_V, True, True,
                MAP, MASK, RESTART, PAST, FUTURE, BEFORE)
     elif part < PARTS_K:
@@ -144,9 +146,7 @@ def _chunk(
     dtype: tl.constexpr = v.dtype.element_ty
     features, values = first_feature + tl.arange(0, BLOCK_K), first_value + tl.arange(0, BLOCK_V)
     square = features[:, None] * V + values[None, :]
-    square_T = values[:, None] + features[None, :] * V
     in_square = within(features, K)[:, None] & within(values, V)[None, :]
-    in_square_T = within(values, V)[:, None] & within(features, K)[None, :]
     i = tl.arange(0, C)
     live = first + i < T
 
@@ -159,12 +159,11 @@ def _chunk(
         v_CV = load_tile(v, v_token, first, T, values, V, C)
         out_CV = load_tile(out, H * V, first, T, values, V, C)
         if PAST:
-            kv_T = tl.load(kv_past + square_T, mask=in_square_T, other=0.0)
+            kv = tl.load(kv_past + square, mask=in_square, other=0.0)
             z = tl.load(z_past + features, mask=within(features, K), other=0.0)
         if FUTURE:
-            d_kv_T = tl.load(d_kv_future + square_T, mask=in_square_T, other=0.0)
             d_z = tl.load(d_z_future + features, mask=within(features, K), other=0.0)
-    if OF_V and FUTURE:
+    if FUTURE:
         d_kv = tl.load(d_kv_future + square, mask=in_square, other=0.0)
     counts = live
     if MASK:
@@ -172,7 +171,7 @@ def _chunk(
     if RESTART:
         forgets = tl.load(restart) != 0
         if OF_QK and PAST:  # selects: what is forgotten may be anything
-            kv_T, z = tl.where(forgets, 0.0, kv_T), tl.where(forgets, 0.0, z)
+            kv, z = tl.where(forgets, 0.0, kv), tl.where(forgets, 0.0, z)
 
     counts_CK = counts[:, None] & within(features, K)[None, :]
     q_in, k_in = q_in.to(tl.float32), k_in.to(tl.float32)
@@ -189,9 +188,9 @@ def _chunk(
         dq_CK = dot(w_CC, k_CK, dtype)
         dk_CK = dot(w_CC_T, q_CK, dtype)
         if PAST:
-            dq_CK += dot(g_CV, kv_T, dtype) + d_C[:, None] * z[None, :]
+            dq_CK += dot(g_CV, tl.trans(kv.to(dtype)), dtype) + d_C[:, None] * z[None, :]
         if FUTURE:
-            dk_CK += dot(v_CV, d_kv_T, dtype) + d_z[None, :]
+            dk_CK += dot(v_CV, tl.trans(d_kv.to(dtype)), dtype) + d_z[None, :]
         store_tile(dq, dq_token, first, T, features, K, phi_backward(dq_CK, q_in, MAP), C)
         dk_CK = tl.where(counts_CK, phi_backward(dk_CK, k_in, MAP), 0.0)
         store_tile(dk, dk_token, first, T, features, K, dk_CK, C)

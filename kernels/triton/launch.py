@@ -12,12 +12,15 @@ from drl.kernels.triton import step as step_kernels
 
 
 class Tiles(NamedTuple):
-    """What a kernel is compiled for: a block of features and of values, warps, stages of the software pipeline."""
+    """What a kernel is compiled for: a block of features and of values, warps, stages of the software pipeline, the
+    registers of a thread at most, whether programs share the work of a head (backward)."""
 
     K: int
     V: int
     warps: int
-    stages: int
+    stages: int = 1
+    registers: int | None = None
+    split: bool = False
 
 
 def chunk(T: int, dtype: torch.dtype) -> int:
@@ -29,21 +32,22 @@ def chunk(T: int, dtype: torch.dtype) -> int:
 
 def forward_tiles(K: int, V: int, dtype: torch.dtype) -> Tiles:
     """From an offline compilation for sm_90 (registers, spills) and timings on an H200: docs/performance.md."""
-    block_k, block_v = block(K), block(V)
+    block_k, block_v = blocks(K, V)
     if dtype == torch.float32:
-        return Tiles(block_k, min(block_v, 32), 4, 1)
+        return Tiles(block_k, min(block_v, 32), warps=4)
     if block_k > 64:
-        return Tiles(block_k, 64, 8, 2)
-    return Tiles(block_k, min(block_v, 64), 4, 3)
+        return Tiles(block_k, 64, warps=8, stages=2)
+    return Tiles(block_k, min(block_v, 64), warps=4, stages=3)
 
 
 def backward_tiles(K: int, V: int, dtype: torch.dtype) -> Tiles:
-    """As forward_tiles; blocks smaller than a head split it between programs."""
-    block_k, block_v = block(K), block(V)
-    if max(block_k, block_v) > 64:
-        half = 32 if dtype == torch.float32 else 64
-        return Tiles(min(block_k, half), min(block_v, half), 8, 1)
-    return Tiles(block_k, block_v, 8 if max(block_k, block_v) > 32 else 4, 1)
+    """As forward_tiles."""
+    block_k, block_v = blocks(K, V)
+    widest = max(block_k, block_v)
+    if widest > 64:
+        part = 32 if dtype == torch.float32 else 64
+        return Tiles(min(block_k, part), min(block_v, part), warps=8, split=True)
+    return Tiles(block_k, block_v, warps=8 if widest > 32 else 4)
 
 
 def forward_buffers(q: Tensor, k: Tensor, v: Tensor, save: bool) -> tuple[Tensor, ...]:
@@ -79,7 +83,7 @@ def forward(q, k, v, kv, z, mask, restart, feature_map: str, eps: float, save: b
         *buffers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         T, H, eps, N, K=K, V=V, C=C, BLOCK_K=tiles.K, BLOCK_V=tiles.V, MAP=feature_map, MASK=mask is not None,
         RESTART=restart is not None, STATE=kv is not None, SAVE=save, ONE_CHUNK=N == 1,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
     )  # fmt: skip
     return buffers
 
@@ -96,7 +100,7 @@ def backward(
     dq, dk, dv = gradients
     tiles, C = backward_tiles(K, V, v.dtype), chunk(T, v.dtype)
     N = -(-T // C)
-    whole_k, whole_v = block(K), block(V)
+    whole_k, whole_v = blocks(K, V)
     d_out, restart = d_out.contiguous(), None if kv is None else restart
     d_kv_before, d_z_before = before = state_buffers(k, v, state_gradient)
     after = d_kv is not None or d_z is not None
@@ -114,14 +118,14 @@ def backward(
             num_stages=2,
         )  # fmt: skip
         past, future = (kv_chunks, z_chunks), chunks
-    split = tiles.K < whole_k or tiles.V < whole_v
-    backward_kernels.backward[(B * H, N, whole_k // tiles.K + whole_v // tiles.V if split else 1)](
+    parts = whole_k // tiles.K + whole_v // tiles.V if tiles.split else 1
+    backward_kernels.backward[(B * H * parts, N)](
         q, k, v, _bytes(mask, q), _bytes(restart, q), *past, out, denominators, d_out, *future,
         dq, dk, dv, d_kv_before, d_z_before,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], T, H,
-        N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
+        N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT=tiles.split, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
         MASK=mask is not None, RESTART=restart is not None and N == 1, PAST=kv is not None or N > 1,
-        FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps, num_stages=tiles.stages,
+        FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
     )  # fmt: skip
     return d_kv_before, d_z_before
 
@@ -145,6 +149,14 @@ def step(q, k, v, kv, z, mask, restart, feature_map: str, eps: float) -> tuple[T
 def block(size: int) -> int:
     """The power of two that holds `size`, and at least the 16 that a matrix product takes."""
     return max(16, 1 << (size - 1).bit_length())
+
+
+def blocks(K: int, V: int) -> tuple[int, int]:
+    """Blocks that hold K features and V values. Beside one of 64 or more the other has 64 too: products of (64, 64)
+    with (64, 16) and of (64, 128) with (128, 32) came out wrong on an H200 with Triton 3.6."""
+    block_k, block_v = block(K), block(V)
+    least = 64 if max(block_k, block_v) >= 64 else 16
+    return max(block_k, least), max(block_v, least)
 
 
 def _rows(x: Tensor) -> Tensor:

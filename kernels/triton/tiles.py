@@ -27,8 +27,8 @@ def store_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, values, 
 
 @triton.jit
 def within(columns, WIDTH: tl.constexpr):
-    """Which columns are there. A width that is a power of two fills its blocks, and the mask folds away."""
-    if WIDTH >= 16 and WIDTH & (WIDTH - 1) == 0:
+    """Which columns of a block are there. Blocks, powers of two, that divide the width are full: the mask folds away."""
+    if ((columns.shape[0] - 1) & WIDTH) == 0:
         return tl.full(columns.shape, True, tl.int1)
     else:
         return columns < WIDTH
