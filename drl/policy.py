@@ -149,7 +149,8 @@ class _Policy:
     def _observation(self, x, batch: int) -> Tensor:
         x = self._tensor(x)
         if x.shape != (batch, self.spaces.observation_dim):
-            raise ValueError(f"observation must be (B, O) = {(batch, self.spaces.observation_dim)}, got {tuple(x.shape)}")
+            raise ValueError(f"observation must be (B, O) = {(batch, self.spaces.observation_dim)}, "
+                             f"got {tuple(x.shape)}")
         return x
 
     def _tensor(self, x) -> Tensor:

@@ -29,6 +29,7 @@ def test_acting_by_graph_is_stepping():
 
 def test_an_action_stays_what_it_was_when_the_next_one_is_taken():
     policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
+    policy.reset(B, 3600.0)
     taken = [policy.act(observation) for observation in observations()[:8]]
     kept = [action.clone() for action in taken]
     policy.act(observations()[0])
@@ -48,6 +49,6 @@ def test_a_reset_begins_anew():
 
 def test_a_wrong_shape_is_refused_before_the_graph_runs():
     policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
-    policy.reset(B)
+    policy.reset(B, 3600.0)
     with pytest.raises(ValueError, match="observation must be"):
         policy.act(torch.zeros(B, 12, device="cuda"))

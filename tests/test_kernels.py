@@ -325,7 +325,9 @@ def test_to_moves_both_parts():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("operator", "T"), [(linear_attention_step, 3), (linear_attention, 67), (linear_attention, 131)])
+@pytest.mark.parametrize(
+    ("operator", "T"), [(linear_attention_step, 3), (linear_attention, 67), (linear_attention, 131)]
+)
 def test_a_row_that_restarts_has_no_past_and_the_others_keep_theirs(operator, T, backend):
     inputs, past = random_inputs(T), random_state()
     expected = operator(*inputs, past.restart(torch.tensor([True, False])), backend=backend)

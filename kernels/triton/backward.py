@@ -59,13 +59,13 @@ def states(
         g_CV = load_tile(d_out, H * V, first, T, values, V, C)
         denominator_C = tl.load(denominators + first + i, mask=first + i < T, other=1.0)
         tl.store(d_kv_chunks + chunk * K * V + square, d_kv, mask=in_square)
-        q_CK = phi(q_CK.to(tl.float32), MAP)
-        q_CK = tl.where((first + i < T)[:, None] & within(features, K)[None, :], q_CK, 0.0).to(dtype)
-        g_CV = finite(g_CV.to(tl.float32) / denominator_C[:, None], dtype)
+        q_CK = phi(q_CK.to(tl.float32), MAP).to(dtype)
+        g_CV = finite(g_CV.to(tl.float32) * (1 / denominator_C)[:, None], dtype)
         d_kv += dot(tl.trans(q_CK), g_CV, dtype)
         if first_block:
             tl.store(d_z_chunks + chunk * K + features, d_z, mask=within(features, K))
-            whole_g_CV = load_tile(d_out, H * V, first, T, all_values, V, C).to(tl.float32) / denominator_C[:, None]
+            whole_g_CV = load_tile(d_out, H * V, first, T, all_values, V, C).to(tl.float32)
+            whole_g_CV *= (1 / denominator_C)[:, None]
             out_CV = load_tile(out, H * V, first, T, all_values, V, C).to(tl.float32)
             d_C = -tl.sum(finite(whole_g_CV, dtype).to(tl.float32) * out_CV, axis=1)
             d_z += tl.sum(q_CK.to(tl.float32) * d_C[:, None], axis=0)
@@ -86,15 +86,15 @@ def backward(
     dq_row, dq_token, dq_head, dk_row, dk_token, dk_head, dv_row, dv_token, dv_head,
     T, H,
     N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, WHOLE_K: tl.constexpr, WHOLE_V: tl.constexpr,
-    SPLIT: tl.constexpr, SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr, RESTART: tl.constexpr,
-    PAST: tl.constexpr, FUTURE: tl.constexpr, BEFORE: tl.constexpr,
+    SPLIT: tl.constexpr, SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr,
+    RESTART: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
     """dQ, dK, dV of each chunk from the state before it (PAST) and the gradient of that after it (FUTURE).
 
     RESTART and BEFORE (write the gradient of the state before) are for sequences of one chunk.
     """
-    PARTS_K: tl.constexpr = WHOLE_K // SPLIT_K
-    PARTS: tl.constexpr = PARTS_K + WHOLE_V // SPLIT_V if SPLIT else 1
+    PARTS_K: tl.constexpr = (K + SPLIT_K - 1) // SPLIT_K
+    PARTS: tl.constexpr = PARTS_K + (V + SPLIT_V - 1) // SPLIT_V if SPLIT else 1
     # neighbours in time read the same tiles
     part, row_head, n = tl.program_id(0) % PARTS, tl.program_id(0) // PARTS, tl.program_id(1)
     row, head = (row_head // H).to(tl.int64), row_head % H
@@ -173,18 +173,26 @@ def _chunk(
         if OF_QK and PAST:  # selects: what is forgotten may be anything
             kv, z = tl.where(forgets, 0.0, kv), tl.where(forgets, 0.0, z)
 
+    # rows beyond T have G = 0 and d = 0, so that it does not matter that phi of their zeros is not zero
+    SELECT_K: tl.constexpr = MASK or ((BLOCK_K - 1) & K) != 0
     counts_CK = counts[:, None] & within(features, K)[None, :]
     q_in, k_in = q_in.to(tl.float32), k_in.to(tl.float32)
-    q_CK = tl.where(live[:, None] & within(features, K)[None, :], phi(q_in, MAP), 0.0).to(dtype)
-    k_CK = tl.where(counts_CK, phi(k_in, MAP), 0.0).to(dtype)
-    g_CV = finite(g_CV.to(tl.float32) / denominator_C[:, None], dtype)
+    q_CK = phi(q_in, MAP).to(dtype)
+    k_CK = phi(k_in, MAP)
+    if SELECT_K:
+        k_CK = tl.where(counts_CK, k_CK, 0.0)
+    k_CK = k_CK.to(dtype)
+    g_CV = finite(g_CV.to(tl.float32) * (1 / denominator_C)[:, None], dtype)
     if OF_QK:
         # from the rounded G, as W is: W is a difference of nearly equal numbers
         d_C = -tl.sum(g_CV.to(tl.float32) * out_CV.to(tl.float32), axis=1)
         w_CC = dot(g_CV, tl.trans(v_CV), dtype) + d_C[:, None]
-        w_CC = tl.where((i[:, None] >= i[None, :]) & counts[None, :], w_CC, 0.0)
+        w_CC = tl.where(i[:, None] >= i[None, :], w_CC, 0.0)
         w_CC_T = dot(v_CV, tl.trans(g_CV), dtype) + d_C[None, :]
-        w_CC_T = tl.where((i[:, None] <= i[None, :]) & counts[:, None], w_CC_T, 0.0)
+        w_CC_T = tl.where(i[:, None] <= i[None, :], w_CC_T, 0.0)
+        if MASK and dtype == tl.float16:  # may be infinite where nothing was seen yet, and infinity times zero is NaN
+            w_CC = tl.where(counts[None, :], w_CC, 0.0)
+            w_CC_T = tl.where(counts[:, None], w_CC_T, 0.0)
         dq_CK = dot(w_CC, k_CK, dtype)
         dk_CK = dot(w_CC_T, q_CK, dtype)
         if PAST:
@@ -192,7 +200,9 @@ def _chunk(
         if FUTURE:
             dk_CK += dot(v_CV, tl.trans(d_kv.to(dtype)), dtype) + d_z[None, :]
         store_tile(dq, dq_token, first, T, features, K, phi_backward(dq_CK, q_in, MAP), C)
-        dk_CK = tl.where(counts_CK, phi_backward(dk_CK, k_in, MAP), 0.0)
+        dk_CK = phi_backward(dk_CK, k_in, MAP)
+        if MASK:
+            dk_CK = tl.where(counts_CK, dk_CK, 0.0)
         store_tile(dk, dk_token, first, T, features, K, dk_CK, C)
         if BEFORE:
             d_z_in = tl.sum(q_CK.to(tl.float32) * d_C[:, None], axis=0)

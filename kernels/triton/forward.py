@@ -70,7 +70,7 @@ def forward(
         if STATE or not ONE_CHUNK:
             denominator_C += tl.sum(q_CK.to(tl.float32) * z[None, :], axis=1)
             numerator_CV += dot(q_CK, kv, dtype)
-        store_tile(out, H * V, first, T, values, V, numerator_CV / denominator_C[:, None], C)
+        store_tile(out, H * V, first, T, values, V, numerator_CV * (1 / denominator_C)[:, None], C)
         if SAVE and first_block:
             tl.store(denominators + row_head * T + first + i, denominator_C, mask=first + i < T)
         kv += dot(tl.trans(k_CK), v_CV, dtype)

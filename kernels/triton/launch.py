@@ -11,6 +11,9 @@ from drl.kernels.triton import forward as forward_kernels
 from drl.kernels.triton import step as step_kernels
 
 
+QUEUE = 2048  # programs that fill an H200 several times over
+
+
 class Tiles(NamedTuple):
     """What a kernel is compiled for: a block of features and of values, warps, stages of the software pipeline, the
     registers of a thread at most, whether programs share the work of a head (backward)."""
@@ -40,14 +43,16 @@ def forward_tiles(K: int, V: int, dtype: torch.dtype) -> Tiles:
     return Tiles(block_k, min(block_v, 64), warps=4, stages=3)
 
 
-def backward_tiles(K: int, V: int, dtype: torch.dtype) -> Tiles:
-    """As forward_tiles."""
+def backward_tiles(K: int, V: int, dtype: torch.dtype, programs: int) -> Tiles:
+    """As forward_tiles. Where there are `programs` enough to queue, fewer registers let more of them run at once."""
     block_k, block_v = blocks(K, V)
     widest = max(block_k, block_v)
     if widest > 64:
         part = 32 if dtype == torch.float32 else 64
-        return Tiles(min(block_k, part), min(block_v, part), warps=8, split=True)
-    return Tiles(block_k, block_v, warps=8 if widest > 32 else 4)
+        return Tiles(min(block_k, part), min(block_v, part), warps=4, split=True)
+    if widest > 32 or dtype == torch.float32:
+        return Tiles(block_k, block_v, warps=8 if widest > 32 else 4)
+    return Tiles(block_k, block_v, warps=4, registers=128 if programs >= QUEUE else None)
 
 
 def forward_buffers(q: Tensor, k: Tensor, v: Tensor, save: bool) -> tuple[Tensor, ...]:
@@ -98,8 +103,9 @@ def backward(
     V = v.shape[-1]
     q, k, v = (_rows(x) for x in (q, k, v))
     dq, dk, dv = gradients
-    tiles, C = backward_tiles(K, V, v.dtype), chunk(T, v.dtype)
+    C = chunk(T, v.dtype)
     N = -(-T // C)
+    tiles = backward_tiles(K, V, v.dtype, B * H * N)
     whole_k, whole_v = blocks(K, V)
     d_out, restart = d_out.contiguous(), None if kv is None else restart
     d_kv_before, d_z_before = before = state_buffers(k, v, state_gradient)
@@ -118,14 +124,15 @@ def backward(
             num_stages=2,
         )  # fmt: skip
         past, future = (kv_chunks, z_chunks), chunks
-    parts = whole_k // tiles.K + whole_v // tiles.V if tiles.split else 1
+    parts = -(-K // tiles.K) - (-V // tiles.V) if tiles.split else 1
     backward_kernels.backward[(B * H * parts, N)](
         q, k, v, _bytes(mask, q), _bytes(restart, q), *past, out, denominators, d_out, *future,
         dq, dk, dv, d_kv_before, d_z_before,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], T, H,
-        N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT=tiles.split, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
-        MASK=mask is not None, RESTART=restart is not None and N == 1, PAST=kv is not None or N > 1,
-        FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
+        N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT=tiles.split, SPLIT_K=tiles.K, SPLIT_V=tiles.V,
+        MAP=feature_map, MASK=mask is not None, RESTART=restart is not None and N == 1, PAST=kv is not None or N > 1,
+        FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps, num_stages=tiles.stages,
+        maxnreg=tiles.registers,
     )  # fmt: skip
     return d_kv_before, d_z_before
 

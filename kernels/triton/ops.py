@@ -75,8 +75,8 @@ def _(qkv, kv, z, mask, restart, feature_map, eps, save):
 
 
 @_attend_backward.register_fake
-def _(q, k, v, kv, z, mask, restart, out, denominators, kv_chunks, z_chunks, d_out, d_kv, d_z, feature_map, state_gradient):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *launch.state_buffers(k, v, state_gradient)
+def _(q, k, v, kv, z, mask, restart, out, denominators, kv_chunks, z_chunks, d_out, d_kv, d_z, feature_map, wanted):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *launch.state_buffers(k, v, wanted)
 
 
 @_attend_packed_backward.register_fake

@@ -11,7 +11,8 @@ from drl.kernels.triton.tiles import phi, within
 def step(
     q, k, v, mask, restart, kv_before, z_before, out, kv_after, z_after,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
-    H, eps, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr,
+    H, eps,
+    K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr,
     MASK: tl.constexpr, RESTART: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
     row_head = tl.program_id(0)

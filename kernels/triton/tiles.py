@@ -27,7 +27,7 @@ def store_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, values, 
 
 @triton.jit
 def within(columns, WIDTH: tl.constexpr):
-    """Which columns of a block are there. Blocks, powers of two, that divide the width are full: the mask folds away."""
+    """Which columns of a block are there. Blocks (powers of two) that divide the width are full: no mask is left."""
     if ((columns.shape[0] - 1) & WIDTH) == 0:
         return tl.full(columns.shape, True, tl.int1)
     else:

@@ -1,0 +1,73 @@
+"""Compile the kernels for a Hopper GPU, without one, as `launch.py` would: registers and spilled bytes of
+each, as JSON.
+
+A program of its own, because Triton either interprets or compiles for the whole life of a process.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from drl.kernels.triton import backward, forward, launch
+
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+FLAGS = ("mask", "restart")
+DISASSEMBLER = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles: launch.Tiles) -> dict[str, int]:
+    """Registers of a thread and bytes of its stack; tensors named in `in_dtype` are of `dtype`, others float32."""
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[(index,)] = "constexpr", constants[name]
+            continue
+        aligned = True
+        if name == "eps":
+            signature[name], aligned = "fp32", False
+        elif name in ("T", "H", "N"):
+            signature[name], aligned = "i32", False
+        elif re.search("_(row|token|head)$", name):
+            signature[name] = "i32"
+        else:
+            signature[name] = "*u8" if name in FLAGS else POINTERS[dtype] if name in in_dtype.split() else "*fp32"
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "maxnreg": tiles.registers}
+    built = triton.compile(ASTSource(kernel, signature, values, attributes), GPUTarget("cuda", 90, 32), options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        command = [DISASSEMBLER, "-res-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", shown).groups()
+    return {"registers": int(registers), "stack": int(stack)}
+
+
+def usage(T: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+    """Forward and backward as in training: a given state, masks, restarts."""
+    C = launch.chunk(T, dtype)
+    one, shape = T <= C, {"K": D, "V": D, "C": C, "MAP": "elu1", "MASK": True} | ({"N": 1} if T <= C else {})
+    ahead, back = launch.forward_tiles(D, D, dtype), launch.backward_tiles(D, D, dtype, programs=256)
+    whole_k, whole_v = launch.blocks(D, D)
+    ahead_constants = {"BLOCK_K": ahead.K, "BLOCK_V": ahead.V, "RESTART": True, "STATE": True, "SAVE": True,
+                       "ONE_CHUNK": one}
+    back_constants = {"WHOLE_K": whole_k, "WHOLE_V": whole_v, "SPLIT": back.split, "SPLIT_K": back.K, "SPLIT_V": back.V,
+                      "RESTART": one, "PAST": True, "FUTURE": not one, "BEFORE": False}
+    return {
+        "forward": compiled(forward.forward, shape | ahead_constants, dtype, "q k v out", ahead),
+        "backward": compiled(backward.backward, shape | back_constants, dtype, "q k v out d_out dq dk dv", back),
+    }
+
+
+if __name__ == "__main__":
+    T, D, dtype = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
+    print(json.dumps(usage(T, D, dtype)))
