@@ -76,3 +76,8 @@ def write(kept: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         pairs.setdefault(new.dtype, []).append((old, new))
     for same in pairs.values():
         torch._foreach_copy_(*map(list, zip(*same, strict=True)))
+
+
+def is_cuda(device: torch.device | str) -> bool:
+    """Whether a device, or the string that names it, is a CUDA device."""
+    return torch.device(device).type == "cuda"

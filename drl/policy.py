@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from drl import checkpoint as checkpoints
+from drl.acting import InPlace
+from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
 from drl.data.sampling import to_box
 from drl.errors import UserError
@@ -81,10 +83,7 @@ class _Policy:
         Raises:
             ValueError: a shape does not fit the state and the environment.
         """
-        observation_BO = self._tensor(observation)
-        if observation_BO.shape != (len(state.timestep), self.spaces.observation_dim):
-            raise ValueError(f"observation must be (B, O) = {(len(state.timestep), self.spaces.observation_dim)}, "
-                             f"got {tuple(observation_BO.shape)}")
+        observation_BO = self._observation(observation, len(state.timestep))
         first_B = state.timestep == 0
         if episode_start is not None:
             first_B = first_B | self._per_row("episode_start", episode_start, len(first_B)).bool()
@@ -98,12 +97,24 @@ class _Policy:
 
     def reset(self, batch: int = 1, target_return: float | None = None) -> None:
         """Begin episodes whose state this object remembers; see `act`. Default target: the config's first."""
-        self._remembered = self.initial_state(batch, target_return)
+        state = self.initial_state(batch, target_return)
+        in_place = isinstance(state, PolicyState) and is_cuda(self.device)
+        self._remembered = InPlace(self.step, state, self.spaces.observation_dim) if in_place else state
 
     def act(self, observation, reward=0.0):
-        """`step` with the state remembered here. `reward`: a number or (B,)."""
+        """`step` with the state remembered here. `reward`: a number or (B,).
+
+        A recurrent policy on a GPU replays one CUDA graph for it.
+
+        Raises:
+            ValueError: as `step`.
+        """
         if self._remembered is None:
             self.reset(len(observation))
+        if isinstance(self._remembered, InPlace):
+            batch = len(self._remembered)
+            action = self._remembered(self._observation(observation, batch), self._per_row("reward", reward, batch))
+            return action.clone() if isinstance(observation, Tensor) else action.cpu().numpy()
         action, self._remembered = self.step(observation, reward, self._remembered)
         return action
 
@@ -134,6 +145,12 @@ class _Policy:
             target_return = self.config.evaluate.target_returns[0]
         target_B = self._per_row("target_return", target_return, batch).clone()
         return target_B, target_B.clone(), torch.zeros(batch, dtype=torch.long, device=self.device)
+
+    def _observation(self, x, batch: int) -> Tensor:
+        x = self._tensor(x)
+        if x.shape != (batch, self.spaces.observation_dim):
+            raise ValueError(f"observation must be (B, O) = {(batch, self.spaces.observation_dim)}, got {tuple(x.shape)}")
+        return x
 
     def _tensor(self, x) -> Tensor:
         if not isinstance(x, Tensor):  # numpy converts faster than torch, and copies what is read-only

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
+from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
 from drl.config import Config, TrainConfig, settled
 from drl.data.sampling import Steps
@@ -26,7 +27,7 @@ from drl.errors import UserError
 from drl.parallel import Share
 from drl.progress import progress
 from drl.tracker import Tracker
-from drl.trainer import Trainer, is_cuda, update
+from drl.trainer import Trainer, update
 
 CONFIG_FILE = "config.yaml"
 COMPILED_UPDATES = 20_000  # fewer take about as long as compiling does

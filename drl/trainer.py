@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from drl.captured import Captured, compiled, write
+from drl.captured import Captured, compiled, is_cuda, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
@@ -180,11 +180,6 @@ def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
             linear = isinstance(own, nn.Linear)
             setattr(module, name, nn.Parameter(weight.detach().bfloat16()) if linear else weight)
     return twin
-
-
-def is_cuda(device: str) -> bool:
-    """Whether a device string names a CUDA device."""
-    return torch.device(device).type == "cuda"
 
 
 def _tensors(state: Iterable[Sequence[Tensor] | None]) -> list[Tensor]:

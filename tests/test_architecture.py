@@ -44,6 +44,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.behaviour"},
     {"drl.checkpoint", "drl.collect", "drl.descent"},
     {"drl.policy_state"},
+    {"drl.acting"},
     {"drl.policy"},
     {"drl.evaluate", "drl.trainer"},
     {"drl.train"},

@@ -16,8 +16,9 @@ def forward(
     out, kv_after, z_after, denominators, kv_chunks, z_chunks,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
     T, H, eps,
-    N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr,
-    RESTART: tl.constexpr, STATE: tl.constexpr, SAVE: tl.constexpr, ONE_CHUNK: tl.constexpr,
+    N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    MAP: tl.constexpr, MASK: tl.constexpr, RESTART: tl.constexpr, STATE: tl.constexpr, SAVE: tl.constexpr,
+    ONE_CHUNK: tl.constexpr,
 ):  # fmt: skip
     row_head = tl.program_id(0)
     row, head = (row_head // H).to(tl.int64), row_head % H
@@ -35,27 +36,30 @@ def forward(
     kv = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
     z = tl.zeros((BLOCK_K,), tl.float32)
     if STATE:
-        goes_on = True
-        if RESTART:
-            goes_on = tl.load(restart + row) == 0
-        kv = tl.load(kv_before + row_head * K * V + square, mask=in_square & goes_on, other=0.0)
-        z = tl.load(z_before + row_head * K + features, mask=within(features, K) & goes_on, other=0.0)
+        kv = tl.load(kv_before + row_head * K * V + square, mask=in_square, other=0.0)
+        z = tl.load(z_before + row_head * K + features, mask=within(features, K), other=0.0)
+        if RESTART:  # selects: what is forgotten may be anything
+            forgets = tl.load(restart + row) != 0
+            kv, z = tl.where(forgets, 0.0, kv), tl.where(forgets, 0.0, z)
 
     i = tl.arange(0, C)
     for n in range(N):
         first = n * C
+        # all loads before the first use of any: their latencies then overlap
+        q_CK = load_tile(q, q_token, first, T, features, K, C)
+        k_CK = load_tile(k, k_token, first, T, features, K, C)
+        v_CV = load_tile(v, v_token, first, T, values, V, C)
+        counts = first + i < T
+        if MASK:
+            counts = counts & (tl.load(mask + row * T + first + i, mask=counts, other=0) != 0)
         if SAVE and not ONE_CHUNK:
             chunk = row_head * N + n
             tl.store(kv_chunks + chunk * K * V + square, kv, mask=in_square)
             if first_block:
                 tl.store(z_chunks + chunk * K + features, z, mask=within(features, K))
-        q_CK = phi(load_tile(q, q_token, first, T, features, K, tl.float32, C), MAP).to(dtype)
-        k_CK = phi(load_tile(k, k_token, first, T, features, K, tl.float32, C), MAP)
-        v_CV = load_tile(v, v_token, first, T, values, V, dtype, C)
-        counts = first + i < T
-        if MASK:
-            counts = counts & (tl.load(mask + row * T + first + i, mask=counts, other=0) != 0)
+        q_CK = phi(q_CK.to(tl.float32), MAP).to(dtype)
         # phi of the zeros that fill a tile up is not zero
+        k_CK = phi(k_CK.to(tl.float32), MAP)
         k_CK = tl.where(counts[:, None] & within(features, K)[None, :], k_CK, 0.0).to(dtype)
 
         weights_CC = dot(q_CK, tl.trans(k_CK), dtype)

@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
 def chunk(T: int, dtype: torch.dtype) -> int:
     """Tokens of a chunk, the same forward and backward: the states kept between the two are those of its chunks."""
     if dtype == torch.float32:  # exact products run on the ordinary units, with their operands in registers
-        return 16 if T <= 16 else 32
+        return 16
     return 16 if T <= 16 else 32 if T <= 32 else 64
 
 
@@ -33,15 +33,16 @@ def forward_tiles(K: int, V: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(block_k, min(block_v, 32), 4, 1)
     if block_k > 64:
-        return Tiles(block_k, min(block_v, 32), 8, 2)
-    return Tiles(block_k, min(block_v, 64), 4, 2)
+        return Tiles(block_k, 64, 8, 2)
+    return Tiles(block_k, min(block_v, 64), 4, 3)
 
 
-def backward_tiles(K: int, V: int) -> Tiles:
+def backward_tiles(K: int, V: int, dtype: torch.dtype) -> Tiles:
     """As forward_tiles; blocks smaller than a head split it between programs."""
     block_k, block_v = block(K), block(V)
     if max(block_k, block_v) > 64:
-        return Tiles(min(block_k, 32), min(block_v, 32), 8, 1)
+        half = 32 if dtype == torch.float32 else 64
+        return Tiles(min(block_k, half), min(block_v, half), 8, 1)
     return Tiles(block_k, block_v, 8 if max(block_k, block_v) > 32 else 4, 1)
 
 
@@ -93,22 +94,34 @@ def backward(
     V = v.shape[-1]
     q, k, v = (_rows(x) for x in (q, k, v))
     dq, dk, dv = gradients
-    tiles, C = backward_tiles(K, V), chunk(T, v.dtype)
+    tiles, C = backward_tiles(K, V, v.dtype), chunk(T, v.dtype)
     N = -(-T // C)
     whole_k, whole_v = block(K), block(V)
-    split = tiles.K < whole_k or tiles.V < whole_v
-    d_kv_before, d_z_before = state_buffers(k, v, state_gradient)
+    d_out, restart = d_out.contiguous(), None if kv is None else restart
+    d_kv_before, d_z_before = before = state_buffers(k, v, state_gradient)
     after = d_kv is not None or d_z is not None
     if after:
         d_kv = _floats(v, B, H, K, V).zero_() if d_kv is None else d_kv.contiguous()
         d_z = _floats(v, B, H, K).zero_() if d_z is None else d_z.contiguous()
-    backward_kernels.backward[(B * H, whole_k // tiles.K + whole_v // tiles.V if split else 1)](
-        q, k, v, _bytes(mask, q), _bytes(restart, q), _or(kv, out), _or(z, out), out, denominators, kv_chunks, z_chunks,
-        d_out.contiguous(), _or(d_kv, out), _or(d_z, out), dq, dk, dv, d_kv_before, d_z_before,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
-        T, H, N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
-        MASK=mask is not None, RESTART=restart is not None, STATE=kv is not None, STATE_AFTER=after,
-        STATE_GRADIENT=state_gradient, ONE_CHUNK=N == 1, num_warps=tiles.warps, num_stages=tiles.stages,
+    past, future = (_or(kv, out), _or(z, out)), (_or(d_kv, out), _or(d_z, out))
+    if N > 1:
+        chunks = _floats(v, B, H, N, K, V), _floats(v, B, H, N, K)
+        block_v = min(whole_v, 64)
+        backward_kernels.states[(B * H, whole_v // block_v)](
+            q, _bytes(restart, q), out, denominators, d_out, *future, *chunks, *before, *q.stride()[:3], T, H,
+            N, K=K, V=V, C=C, BLOCK_K=whole_k, BLOCK_V=block_v, WHOLE_V=whole_v, MAP=feature_map,
+            RESTART=restart is not None, AFTER=after, BEFORE=state_gradient, num_warps=8 if whole_k > 64 else 4,
+            num_stages=2,
+        )  # fmt: skip
+        past, future = (kv_chunks, z_chunks), chunks
+    split = tiles.K < whole_k or tiles.V < whole_v
+    backward_kernels.backward[(B * H, N, whole_k // tiles.K + whole_v // tiles.V if split else 1)](
+        q, k, v, _bytes(mask, q), _bytes(restart, q), *past, out, denominators, d_out, *future,
+        dq, dk, dv, d_kv_before, d_z_before,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], T, H,
+        N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT_K=tiles.K, SPLIT_V=tiles.V, MAP=feature_map,
+        MASK=mask is not None, RESTART=restart is not None and N == 1, PAST=kv is not None or N > 1,
+        FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return d_kv_before, d_z_before
 

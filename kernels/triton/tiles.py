@@ -8,12 +8,12 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, dtype: tl.constexpr, C: tl.constexpr):
+def load_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, C: tl.constexpr):
     """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column WIDTH."""
     base += tl.cast(first, tl.int64) * stride
     rows = tl.arange(0, C)
     inside = (first + rows < last)[:, None] & within(columns, WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(dtype)
+    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -58,3 +58,12 @@ def phi_backward(gradient, x, MAP: tl.constexpr):
 def dot(a, b, dtype: tl.constexpr):
     """a @ b in float32, of operands rounded to `dtype`; float32 operands are multiplied exactly, never as TF32."""
     return tl.dot(a.to(dtype), b.to(dtype), input_precision="ieee")
+
+
+@triton.jit
+def finite(x, dtype: tl.constexpr):
+    """float32 rounded to `dtype`; what float16 cannot hold becomes its largest number, since infinity times the zero of
+    a token that does not count would be NaN."""
+    if dtype == tl.float16:
+        x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+    return x.to(dtype)
