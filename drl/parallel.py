@@ -98,5 +98,6 @@ def _company() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"another process of this run is gone ({reason}); go on with --resume") from error
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"the processes of this run lost each other ({reason}); see above whether one of them ended, "
+                        "and go on with --resume") from error

@@ -613,6 +613,21 @@ def test_a_seed_trained_with_others_goes_on_alone(tmp_path, monkeypatch, alone):
     assert_same_run(tmp_path / "seed-7", alone / "seed-7")
 
 
+def test_dropout_goes_on_from_update_to_update_with_generators_of_the_trainers_own():
+    one, twin, other = (Trainer(make_config(seed=seed), make_store()) for seed in (0, 0, 1))
+
+    def drawn(trainer) -> list[float]:
+        with trainer.randomness():
+            return torch.rand(3).tolist()
+
+    before = torch.get_rng_state()
+    first, second = drawn(one), drawn(one)
+    assert first != second
+    assert drawn(other) not in (first, second)
+    assert [drawn(twin), drawn(twin)] == [first, second]
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
 def test_seeds_share_the_arrays_of_the_dataset(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr("drl.train.Steps", lambda *arguments: made.append(arguments) or Steps(*arguments))
