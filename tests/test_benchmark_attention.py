@@ -151,7 +151,7 @@ def test_a_peer_that_fails_is_told_and_the_others_go_on():
 
 def test_another_operator_is_measured_but_its_numbers_are_not_compared():
     operators, _ = benchmark_peers.operators("ours,softmax", feature_map="elu1", step=False, fast_transformers="")
-    operators = [operator for operator in operators if operator.name != "chunked-compiled"]
+    operators = [operator for operator in operators if operator.name in ("chunked", "softmax")]
     cells, _ = measure_all(operators, [SMALL], QUICK, "cpu")
     assert [c.operator for c in cells] == ["chunked", "chunked", "softmax", "softmax"]
     assert "| softmax | another operator |" in markdown(cells, "forward", 1e9)
