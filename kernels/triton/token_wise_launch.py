@@ -1,0 +1,85 @@
+"""From tensors to the token-wise kernels; as launch.py, nothing here looks at a value or waits for the device."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drl.kernels.triton import mlp
+
+
+class Tiles(NamedTuple):
+    """What a kernel is compiled for: blocks of tokens and of hidden units, warps, stages of the software pipeline."""
+
+    M: int
+    H: int
+    warps: int
+    stages: int
+
+
+def forward_tiles(tokens: int, D: int, dtype: torch.dtype) -> Tiles:
+    """From an offline compilation for sm_90 (registers, spills): small blocks where tokens are few, so that there are
+    as many programs as a GPU has processors; large ones otherwise, because each program reads all weights."""
+    if dtype == torch.float32:  # exact products run on the ordinary units, with their operands in registers
+        return Tiles(16, 32, 4, 1)
+    if tokens <= SMALL:
+        return Tiles(32, 64, 4, 3)
+    return Tiles(64, 64, 4, 3)
+
+
+def backward_tiles(tokens: int, D: int, dtype: torch.dtype) -> Tiles:
+    """As forward_tiles."""
+    if dtype == torch.float32:
+        return Tiles(16, 32, 4, 1)
+    if tokens <= SMALL:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 64, 4, 2)
+
+
+SMALL = 8192  # tokens, up to which blocks of 32 leave no processor of a large GPU without work
+
+
+def residual_mlp(x, norm_weight, norm_bias, weight_in, bias_in, weight_out, bias_out, eps: float) -> Tensor:
+    """x (..., D) after the layer, in its dtype."""
+    D, HIDDEN = x.shape[-1], weight_in.shape[0]
+    tokens = x.numel() // D
+    tiles, out = forward_tiles(tokens, D, weight_in.dtype), x.new_empty(x.shape)
+    if tokens:
+        mlp.forward[(-(-tokens // tiles.M),)](
+            x.contiguous(), *_dense(norm_weight, norm_bias, weight_in, bias_in, weight_out, bias_out), out, tokens, eps,
+            D=D, HIDDEN=HIDDEN, BLOCK_M=tiles.M, BLOCK_H=tiles.H, num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return out
+
+
+def residual_mlp_backward(x, norm_weight, norm_bias, weight_in, bias_in, weight_out, d_out, eps: float):
+    """Gradients of x, weight_in and weight_out in their dtypes, and one float32 vector of those of bias_in, bias_out
+    and of the norm's weight and bias."""
+    d_x, read, d_out, hidden, d_hidden, d_vectors = backward_kernel(
+        x, norm_weight, norm_bias, weight_in, bias_in, weight_out, d_out, eps
+    )
+    return d_x, d_hidden.T @ read, d_out.T @ hidden, d_vectors.sum(0)
+
+
+def backward_kernel(x, norm_weight, norm_bias, weight_in, bias_in, weight_out, d_out, eps: float):
+    """What mlp.backward writes, one row per token, d_out in the products' dtype among it."""
+    D, HIDDEN, dtype = x.shape[-1], weight_in.shape[0], weight_in.dtype
+    tokens = x.numel() // D
+    tiles, d_out = backward_tiles(tokens, D, dtype), d_out.contiguous()
+    programs, rounds = -(-tokens // tiles.M), d_out.dtype != dtype
+    d_x, read = x.new_empty(x.shape), weight_in.new_empty(tokens, D)
+    d_out_rounded = weight_in.new_empty(tokens, D) if rounds else d_out.view(tokens, D)
+    hidden, d_hidden = weight_in.new_empty(2, tokens, HIDDEN)
+    d_vectors = x.new_empty(programs, HIDDEN + 3 * D, dtype=torch.float32)
+    if tokens:
+        mlp.backward[(programs,)](
+            x.contiguous(), *_dense(norm_weight, norm_bias, weight_in, bias_in, weight_out), d_out,
+            d_x, read, d_out_rounded, hidden, d_hidden, d_vectors, tokens, eps,
+            D=D, HIDDEN=HIDDEN, BLOCK_M=tiles.M, BLOCK_H=tiles.H, ROUND=rounds,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return d_x, read, d_out_rounded, hidden, d_hidden, d_vectors
+
+
+def _dense(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in tensors)
