@@ -35,8 +35,8 @@ def residual_mlp(
 
     Returns:
         The new residual stream, shape (..., D). With "torch", what the torch operators give. "triton" multiplies in the
-        weights' dtype (under autocast in autocast's) and does the rest in float32: only the operands of the two products
-        are rounded, and the result, to the dtype of x. Differentiable once in every tensor.
+        weights' dtype (under autocast in autocast's) and does the rest in float32: rounded are the operands of products
+        and the result, to the dtype of x. Differentiable once in every tensor.
 
     Raises:
         ValueError: a shape or device is outside this contract, or `backend` is unknown or cannot run on this input.

@@ -21,7 +21,8 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
     {"drl.kernels.triton.tiles"},
     {
-        "drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step", "drl.kernels.triton.mlp",
+        "drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step",
+        "drl.kernels.triton.mlp",
     },
     {"drl.kernels.triton.launch", "drl.kernels.triton.token_wise_launch"},
     {"drl.kernels.triton.ops", "drl.kernels.triton.token_wise_ops"},

@@ -20,7 +20,8 @@ def load_tile(
     base += tl.cast(first, tl.int64) * stride
     rows = tl.arange(0, C)
     inside = (first + rows < last)[:, None] & within(columns, WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0, eviction_policy=CACHE).to(dtype)
+    at = base + rows[:, None] * stride + columns[None, :]
+    return tl.load(at, mask=inside, other=0.0, eviction_policy=CACHE).to(dtype)
 
 
 @triton.jit
