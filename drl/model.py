@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from drl.attention import LinearAttention, SoftmaxAttention
 from drl.config import ModelConfig
-from drl.kernels import LinearAttentionState
+from drl.kernels import LinearAttentionState, residual_mlp
 
 ModelState = tuple[LinearAttentionState | None, ...]  # one per layer; None where the attention keeps none
 
@@ -44,7 +44,12 @@ class Block(nn.Module):
         attend = self.attention.step if step else self.attention
         mixed_BTD, state = attend(self.norm_attention(x), mask, state, restart)
         x = x + self.dropout(mixed_BTD)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        if self.training and self.dropout.p > 0:
+            return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+        norm, inner, _, outer = self.norm_mlp, *self.mlp
+        return residual_mlp(
+            x, norm.weight, norm.bias, inner.weight, inner.bias, outer.weight, outer.bias, eps=norm.eps
+        ), state
 
 
 class DecisionTransformer(nn.Module):

@@ -12,6 +12,8 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
     triton/          fused kernels                                              training and acting, on a GPU
     feature_map.py   phi
 
+Beside it stands what a layer does to every token on its own, token_wise.py, in plain torch or as one kernel.
+
 This package knows no reinforcement learning and imports only torch. Dimension key, used as suffixes throughout
 (k_BTHK is a tensor of four dimensions):
 
@@ -26,6 +28,7 @@ from drl.kernels.linear_attention import (
     linear_attention_packed,
     linear_attention_step,
 )
+from drl.kernels.token_wise import residual_mlp
 
 __all__ = [
     "FEATURE_MAPS",
@@ -34,4 +37,5 @@ __all__ = [
     "linear_attention",
     "linear_attention_packed",
     "linear_attention_step",
+    "residual_mlp",
 ]

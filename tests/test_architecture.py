@@ -20,11 +20,14 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
     {"drl.kernels.triton.tiles"},
-    {"drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step"},
-    {"drl.kernels.triton.launch"},
-    {"drl.kernels.triton.ops"},
+    {
+        "drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step",
+        "drl.kernels.triton.mlp",
+    },
+    {"drl.kernels.triton.launch", "drl.kernels.triton.token_wise_launch"},
+    {"drl.kernels.triton.ops", "drl.kernels.triton.token_wise_ops"},
     {"drl.kernels.triton"},
-    {"drl.kernels.linear_attention"},
+    {"drl.kernels.linear_attention", "drl.kernels.token_wise"},
     {"drl.kernels"},
     {"drl.attention", "drl.benchmark_peers", "drl.benchmark_table"},
     {"drl.benchmark_inputs"},
@@ -57,7 +60,9 @@ FLOORS = [  # each module may import only from floors below its own
 ]
 FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in floor}
 KERNELS = {module for module in MODULES if module == "drl.kernels" or module.startswith("drl.kernels.")}
-BACKENDS = KERNELS - {"drl.kernels", "drl.kernels.linear_attention", "drl.kernels.feature_map"}
+BACKENDS = KERNELS - {
+    "drl.kernels", "drl.kernels.linear_attention", "drl.kernels.token_wise", "drl.kernels.feature_map",
+}
 TRITON = {module for module in KERNELS if module.startswith("drl.kernels.triton.")}  # not the door, which is light
 DOORS = {  # the only modules through which a library comes in
     "fla": {"drl.benchmark_peers"},

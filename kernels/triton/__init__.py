@@ -1,10 +1,14 @@
-"""The operator as fused Triton kernels: one launch forward, one backward, one for a step.
+"""The operators as fused Triton kernels: linear attention in one launch forward, one backward, one for a step, and
+what a layer does to every token on its own.
 
-    launch.py     tensors to kernels: tiles, strides, what is allocated
-    forward.py    the chunked form with S and z in registers, phi and the denominator inside
-    backward.py   one sweep from the last chunk to the first
-    step.py       a few new tokens
-    ops.py        torch.library registration and autograd
+    launch.py               tensors to kernels: tiles, strides, what is allocated
+    forward.py              the chunked form with S and z in registers, phi and the denominator inside
+    backward.py             one sweep from the last chunk to the first
+    step.py                 a few new tokens
+    ops.py                  torch.library registration and autograd
+    mlp.py                  the MLP of a layer, from its norm to its sum, and backward
+    token_wise_launch.py    as launch.py, for mlp.py
+    token_wise_ops.py       as ops.py
 
 This file imports neither triton nor anything that does: the package works without it.
 """
@@ -18,6 +22,8 @@ from torch import Tensor
 INSTALLED = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 128  # numbers per head
+WIDTHS = (16, 32, 64, 128, 256)  # of a token, for the kernels that hold whole tokens
+UNITS = 64  # of which the hidden units of an MLP come in blocks
 
 
 def interpreted() -> bool:
@@ -45,6 +51,20 @@ def refuses(values: Tensor) -> str | None:
     return None
 
 
+def refuses_mlp(x: Tensor, weight_in: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the MLP's kernels cannot take x (..., D) and weight_in (H, D) with products in `dtype`; None if they can."""
+    if not x.is_cuda and not interpreted():
+        return f"needs tensors on a CUDA device, got {x.device}; use 'torch'"
+    for kind in (x.dtype, dtype):
+        if kind not in DTYPES:
+            return f"takes float32, bfloat16 and float16, got {kind}; use 'torch'"
+    H, D = weight_in.shape
+    if D not in WIDTHS or H % UNITS:
+        widths = ", ".join(map(str, WIDTHS))
+        return f"takes a width of {widths} and multiples of {UNITS} hidden units, got {D} and {H}; use 'torch'"
+    return None
+
+
 def attend(q, k, v, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
     """Output and outgoing kv, z; arguments as in linear_attention, None where there is no state."""
     from drl.kernels.triton import ops
@@ -64,3 +84,10 @@ def attend_step(q, k, v, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor
     from drl.kernels.triton import ops
 
     return ops.step(q, k, v, kv, z, mask, restart, feature_map, eps)
+
+
+def residual_mlp(x, norm_weight, norm_bias, weight_in, bias_in, weight_out, bias_out, eps) -> Tensor:
+    """As drl.kernels.residual_mlp, both weights in the dtype of the products."""
+    from drl.kernels.triton import token_wise_ops
+
+    return token_wise_ops.residual_mlp(x, norm_weight, norm_bias, weight_in, bias_in, weight_out, bias_out, eps)

@@ -8,12 +8,19 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tile(base, stride, first, last, columns, WIDTH: tl.constexpr, C: tl.constexpr):
-    """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column WIDTH."""
+def load_tile(
+    base, stride, first, last, columns, WIDTH: tl.constexpr, C: tl.constexpr, CACHE: tl.constexpr = ""
+):
+    """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column WIDTH.
+
+    CACHE is tl.load's eviction_policy. Two loads of a tile that differ in it stay two: the compiler merges equal ones,
+    and what they loaded then fills registers in between.
+    """
     base += tl.cast(first, tl.int64) * stride
     rows = tl.arange(0, C)
     inside = (first + rows < last)[:, None] & within(columns, WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+    at = base + rows[:, None] * stride + columns[None, :]
+    return tl.load(at, mask=inside, other=0.0, eviction_policy=CACHE)
 
 
 @triton.jit
