@@ -1,22 +1,28 @@
 """Speed, measured where the user stands: a table with hardware, versions, median and spread. Ratios between rows of
 one run travel between machines; the times themselves do not."""
 
+import dataclasses
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from drl.benchmark_device import machine, summary
+from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
+from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Normaliser, Spaces
 from drl.model import DecisionTransformer
 from drl.policy import RecurrentPolicy, WindowPolicy
 from drl.progress import progress
+from drl.train import chosen, resolve_device
 from drl.trainer import Trainer
+from drl.trainer import update as run_update
 from drl.versions import versions
 
 SPACES = Spaces("Hopper-v5", 11, np.full(3, -1, np.float32), np.full(3, 1, np.float32))
@@ -62,22 +68,76 @@ def step(*, steps: int, threads: int) -> str:
     return "\n".join([*lines, "", f"{steps} steps after {WARMUP} of warm-up. {_model()} {machine()}"])
 
 
-def update(*, updates: int, threads: int) -> str:
-    """Milliseconds per gradient update at the default config (batch 64, 20 steps), as Markdown."""
+def act(*, batch_sizes: Sequence[int], steps: int) -> str:
+    """Microseconds of `RecurrentPolicy.act` for B environments on a GPU, as Markdown: of the graph alone, of a call
+    with tensors that are on the GPU, and of one from numpy to numpy."""
+    lines = ["| acting on a GPU | graph us | call us, tensors | call us, numpy | 10% to 90% | us per environment |",
+             "|---|---|---|---|---|---|"]
+    for batch in batch_sizes:
+        policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
+        policy.reset(batch, 3600.0)
+        array = np.random.default_rng(0).standard_normal((batch, 11)).astype(np.float32)
+        observation, reward = torch.as_tensor(array, device="cuda"), torch.ones(batch, device="cuda")
+
+        def call(policy=policy, observation=observation, reward=reward):
+            policy.act(observation, reward)
+            torch.cuda.synchronize()
+
+        tensors = _timed(call, steps, f"batch {batch}")
+        arrays = _timed(lambda: policy.act(array, 1.0), steps, f"batch {batch}, numpy")  # noqa: B023
+        alone = summary(_replayed(lambda: policy.act(observation, reward), steps))[1]  # noqa: B023
+        (_, called, _), (low, median, high) = summary(tensors), summary(arrays)
+        lines.append(f"| B = {batch} | {alone:.0f} | {called:.0f} | {median:.0f} | {low:.0f} to {high:.0f} | "
+                     f"{alone / batch:.3f} |")
+    return "\n".join([*lines, "", f"{steps} steps each, three tokens a step. {_model()} {machine()}"])
+
+
+def update(
+    *,
+    updates: int,
+    threads: int,
+    batch_sizes: Sequence[int] = (64,),
+    seeds: Sequence[int] = (1,),
+    precision: str = "auto",
+    compile: str = "auto",
+) -> str:
+    """Milliseconds per gradient update of chunks of 20 steps, as Markdown: every batch size with every number of seeds
+    side by side, on the GPU where there is one."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines = ["| training | median ms | 10% to 90% |", "|---|---|---|"]
+    device = resolve_device("auto")
+    settings = chosen(TrainConfig(precision=precision, compile=compile), device)
+    block = 10 if is_cuda(device) else 1  # updates between two looks at the device: training looks at log points only
+    lines = ["| training | batch | seeds | median ms | 10% to 90% | ready after s |", "|---|---|---|---|---|---|"]
     for label, attention, sampling in (
         ("linear, state passing", "linear", "state_passing"),
         ("linear, windows", "linear", "windows"),
         ("softmax, windows", "softmax", "windows"),
     ):
-        config = Config(dataset="synthetic", device=device, model=ModelConfig(attention=attention),
-                        train=TrainConfig(sampling=sampling))
-        trainer = Trainer(config, _store())
-        low, median, high = summary(_timed(lambda: trainer.update()[0].item(), updates, label))
-        lines.append(f"| {label} | {median / 1000:.1f} | {low / 1000:.1f} to {high / 1000:.1f} |")
-    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, batch 64, context 20. {_model()} "
+        for batch, count in itertools.product(batch_sizes, seeds):
+            start = time.perf_counter()
+            train = dataclasses.replace(settings, sampling=sampling, batch_size=batch)
+            configs = [
+                Config(dataset="synthetic", device=device, seed=seed, train=train,
+                       model=ModelConfig(attention=attention))
+                for seed in range(count)
+            ]
+            store = _store()
+            steps = Steps(store, device)
+            trainers = [Trainer(config, store, steps) for config in configs]
+            for _ in range(3 + trainers[0].sampler.groups):  # every graph is captured before the clock runs
+                run_update(trainers)[0][0].item()
+            ready = time.perf_counter() - start
+
+            def several(trainers=trainers):
+                for _ in range(block):
+                    loss = run_update(trainers)[0][0]
+                loss.item()
+
+            times = [total / block for total in _timed(several, updates // block or 1, label)]
+            low, median, high = (value / 1000 for value in summary(times))
+            lines.append(f"| {label} | {batch} | {count} | {median:.3g} | {low:.3g} to {high:.3g} | {ready:.1f} |")
+    kind = f"{settings.precision}, {'compiled' if settings.compile == 'on' else 'not compiled'}"
+    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, {kind}, context 20. {_model()} "
                       f"{machine()}"])
 
 
@@ -95,9 +155,24 @@ def _timed(call: Callable[[], object], count: int, label: str) -> list[float]:
     return times
 
 
+def _replayed(call: Callable[[], object], count: int) -> list[float]:
+    """Microseconds that the device takes for each of `count` calls when none waits for the host."""
+    times = []
+    for _ in range(count // 20 or 1):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(2_000_000)  # about a millisecond in which the host gets ahead
+        begin.record()
+        for _ in range(20):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1000 / 20)
+    return times
+
+
 def _model() -> str:
     config = ModelConfig()
-    return f"Model: width {config.width}, {config.layers} layers, {config.heads} heads, float32."
+    return f"Model: width {config.width}, {config.layers} layers, {config.heads} heads, float32 weights."
 
 
 def _checkpoint(attention: str) -> Checkpoint:

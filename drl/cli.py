@@ -183,15 +183,21 @@ def report(options) -> None:
 
 
 def benchmark_step(options) -> None:
-    from drl.benchmark import step
+    from drl.benchmark import act, step
+    from drl.captured import is_cuda
+    from drl.train import resolve_device
 
-    print(step(steps=options.steps, threads=options.threads))
+    if is_cuda(resolve_device(options.device)):
+        print(act(batch_sizes=options.batch_sizes, steps=options.steps))
+    else:
+        print(step(steps=options.steps, threads=options.threads))
 
 
 def benchmark_update(options) -> None:
     from drl.benchmark import update
 
-    print(update(updates=options.updates, threads=options.threads))
+    print(update(updates=options.updates, threads=options.threads, batch_sizes=options.batch_sizes,
+                 seeds=options.seeds, precision=options.precision, compile=options.compile))
 
 
 def benchmark_attention(options) -> None:

@@ -121,13 +121,24 @@ def build() -> Parser:
     verb = Parser(description="Measure speed on this machine; prints hardware, versions, median and spread.")
     verbs.add_subcommand("benchmark", verb, help="measure speed")
     benchmarks = verb.add_subcommands(dest="verb")
-    verb = Parser(description="Microseconds per action of one environment: recurrent step and recomputed window.")
+    verb = Parser(description="Microseconds per action: on the CPU of one environment, recurrent step and recomputed "
+                  "window; on a GPU of many at once, by CUDA graph.")
     verb.add_argument("--steps", type=int, default=3000, help="timed environment steps of each row")
     verb.add_argument("--threads", type=int, default=1, help="torch threads")
+    verb.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    verb.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 64, 1024, 4096], help="environments side by "
+                      "side, on a GPU")
     benchmarks.add_subcommand("step", verb, help="microseconds per action")
-    verb = Parser(description="Milliseconds per gradient update (width 128, 3 layers, context 20, batch 64).")
+    verb = Parser(description="Milliseconds per gradient update (width 128, 3 layers, chunks of 20 steps), on the GPU "
+                  "where there is one.")
     verb.add_argument("--updates", type=int, default=50, help="timed updates of each row")
     verb.add_argument("--threads", type=int, default=0, help="torch threads (0: all cores)")
+    verb.add_argument("--batch_sizes", type=int, nargs="+", default=[64], help="chunks per update")
+    verb.add_argument("--seeds", type=int, nargs="+", default=[1], help="how many seeds train side by side")
+    verb.add_argument("--precision", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of products; "
+                      "auto: bfloat16 on a GPU")
+    verb.add_argument("--compile", type=Literal["auto", "on", "off"], default="auto", help="torch.compile; auto: on a "
+                      "GPU, for long runs")
     benchmarks.add_subcommand("update", verb, help="milliseconds per update")
     verb = Parser(description="Causal linear attention, our backends beside other implementations that are installed: "
                   "numbers checked against float64 first, then microseconds per call eager and in a CUDA graph, "

@@ -173,19 +173,24 @@ def resolve(config: Config, store: EpisodeStore) -> Config:
         raise UserError(f"dataset {config.dataset} names no environment; add --environment, e.g. Hopper-v5")
     check_fit(environment, store.spaces, f"dataset {config.dataset}")
     targets = config.evaluate.target_returns or [float(store.episode_returns.max())]
-    device, settings = resolve_device(config.device), config.train
+    device = resolve_device(config.device)
+    return dataclasses.replace(
+        config,
+        environment=environment,
+        device=device,
+        train=chosen(config.train, device),
+        evaluate=dataclasses.replace(config.evaluate, target_returns=targets),
+    )
+
+
+def chosen(settings: TrainConfig, device: str) -> TrainConfig:
+    """`settings` with what "auto" means on `device`."""
     precision, compile = settings.precision, settings.compile
     if precision == "auto":
         precision = "bfloat16" if is_cuda(device) else "float32"
     if compile == "auto":
         compile = "on" if is_cuda(device) and settings.updates >= COMPILED_UPDATES else "off"
-    return dataclasses.replace(
-        config,
-        environment=environment,
-        device=device,
-        train=dataclasses.replace(settings, precision=precision, compile=compile),
-        evaluate=dataclasses.replace(config.evaluate, target_returns=targets),
-    )
+    return dataclasses.replace(settings, precision=precision, compile=compile)
 
 
 def resolve_device(device: str) -> str:
