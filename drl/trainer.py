@@ -42,13 +42,12 @@ class Trainer:
             self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
-        weights = zip(self.working.parameters(), self.model.parameters(), strict=True)
-        self._casts = list(zip(*((half, weight) for half, weight in weights if half is not weight))) or ([], [])
         self.rows = share.rows(settings.batch_size)
         self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed, self.rows)
         wrap = compiled if settings.compile == "on" else lambda function: function
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
-        self.descent = Descent(list(self.model.parameters()), settings, wrap, share.sum)
+        masters, working = (list(model.parameters()) for model in (self.model, self.working))
+        self.descent, self._one = Descent(masters, working, settings, wrap, share.sum), torch.ones((), device=device)
         own = self.rows.stop - self.rows.start
         self.states: list[ModelState] = [self.model.initial_state(own) for _ in range(self.sampler.groups)]
         self.captured = Captured(device) if is_cuda(device) else None
@@ -60,9 +59,8 @@ class Trainer:
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
         batch, past = self.sampler.next(group), self.states[group]
-        write(*self._casts)
         errors, count, state = self._errors(self.working, batch, past)
-        gradients = torch.autograd.grad(errors, list(self.working.parameters()))
+        gradients = torch.autograd.grad(errors, self.descent.leaves, self._one)
         result = self.descent.step(gradients, errors.detach(), count)
         write(_tensors(past), _tensors(state))
         return result
@@ -172,7 +170,7 @@ def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Ten
 def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
     """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
 
-    So they can be cast all at once, where autocast would cast one by one.
+    So Descent can write them all at once, where autocast would cast one by one.
     """
     twin = copy.deepcopy(model)
     for module, own in zip(twin.modules(), model.modules(), strict=True):
