@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from drl.captured import Captured, compiled, is_cuda, write
+from drl.captured import Captured, compiled, is_cuda, joined, views, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
@@ -48,8 +48,9 @@ class Trainer:
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
         masters, working = (list(model.parameters()) for model in (self.model, self.working))
         self.descent, self._one = Descent(masters, working, settings, wrap, share.sum), torch.ones((), device=device)
-        own = self.rows.stop - self.rows.start
-        self.states: list[ModelState] = [self.model.initial_state(own) for _ in range(self.sampler.groups)]
+        fresh = self.model.initial_state(self.rows.stop - self.rows.start)
+        self._memory = torch.zeros(self.sampler.groups, sum(part.numel() for part in _tensors(fresh)), device=device)
+        self.states = [_like(fresh, views(memory, _tensors(fresh))) for memory in self._memory]
         self.captured = Captured(device) if is_cuda(device) else None
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -58,11 +59,11 @@ class Trainer:
 
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
-        batch, past = self.sampler.next(group), self.states[group]
-        errors, count, state = self._errors(self.working, batch, past)
+        errors, count, state = self._errors(self.working, self.sampler.next(group), self.states[group])
         gradients = torch.autograd.grad(errors, self.descent.leaves, self._one)
         result = self.descent.step(gradients, errors.detach(), count)
-        write(_tensors(past), _tensors(state))
+        if after := _tensors(state):
+            joined(after, out=self._memory[group])
         return result
 
     def checkpoint(self) -> Checkpoint:
@@ -155,7 +156,8 @@ def batch_errors(model: DecisionTransformer, batch: Batch, past: ModelState) -> 
         predicted, state = model(
             batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
         )
-        return *action_errors(predicted, batch.actions, batch.mask), state
+        # detached here: compiled, it would otherwise be given gradients of zeros
+        return *action_errors(predicted, batch.actions, batch.mask), _like(state, [x.detach() for x in _tensors(state)])
 
 
 def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +184,12 @@ def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
 
 def _tensors(state: Iterable[Sequence[Tensor] | None]) -> list[Tensor]:
     return [part for layer in state if layer is not None for part in layer]
+
+
+def _like(state: ModelState, tensors: Iterable[Tensor]) -> ModelState:
+    """A state of other tensors; the inverse of `_tensors`."""
+    rest = iter(tensors)
+    return tuple(None if layer is None else type(layer)(next(rest), next(rest)) for layer in state)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
