@@ -78,6 +78,20 @@ def write(kept: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         torch._foreach_copy_(*map(list, zip(*same, strict=True)))
 
 
+@torch.no_grad()
+def joined(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+    """The numbers of `tensors` end to end, (N,), written to `out` if given: on a CUDA device one launch that all of it
+    shares, if they have one dtype."""
+    # flat, because tensors of unlike strides, if only along an axis of one, would be written one by one
+    return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)
+
+
+def views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of `flat`, (N,), that stand for `tensors`, which are as many numbers together, in their shapes."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def is_cuda(device: torch.device | str) -> bool:
     """Whether a device, or the string that names it, is a CUDA device."""
     return torch.device(device).type == "cuda"

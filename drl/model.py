@@ -12,6 +12,7 @@ Dimension key: B batch, L environment steps, T tokens, D width, O observation, A
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drl.attention import LinearAttention, SoftmaxAttention
@@ -114,9 +115,7 @@ class DecisionTransformer(nn.Module):
             Predicted actions (B, L, A) and the state after the chunk. Steps with a False mask leave no trace in it.
         """
         time_BLD = self._embed_timestep(timesteps)
-        x_BL3D = time_BLD[:, :, None] + torch.stack(
-            [self._embed_return(returns_to_go), self.embed_observation(observations), self.embed_action(actions)], dim=2
-        )
+        x_BL3D = time_BLD[:, :, None] + self._embed(returns_to_go, observations, actions)
         mask_BT = None if mask is None else mask.repeat_interleave(3, dim=1)
         x_BTD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state, restart)
         return self._read_out(x_BTD[:, 1::3]), state
@@ -150,17 +149,20 @@ class DecisionTransformer(nn.Module):
         if self.config.attention == "softmax":
             raise ValueError("softmax attention has no recurrent step; act by window")
         time_BTD = self._embed_timestep(torch.stack([(timestep - 1).clamp(min=0), timestep, timestep], dim=1))
-        x_BTD = time_BTD + torch.stack(
-            [self.embed_action(previous_action), self._embed_return(return_to_go), self.embed_observation(observation)],
-            dim=1,
-        )
+        x_BTD = time_BTD + self._embed(return_to_go, observation, previous_action).roll(1, dims=1)
         mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
         mask_BT[:, 0] = ~first
         x_BTD, state = self._trunk(x_BTD, mask_BT, state, first, step=True)
         return self._read_out(x_BTD[:, 2]), state
 
-    def _embed_return(self, return_to_go: Tensor) -> Tensor:
-        return self.embed_return(return_to_go[..., None] / self.config.return_scale)
+    def _embed(self, return_to_go: Tensor, observation: Tensor, action: Tensor) -> Tensor:
+        """Tokens (..., 3, D) of (...), (..., O) and (..., A): one product with a weight of three blocks (3D, 1 + O + A),
+        filled up with zeros to a width that suits the matrix units of a GPU."""
+        layers = self.embed_return, self.embed_observation, self.embed_action
+        spare = observation.new_zeros(*observation.shape[:-1], -sum(layer.in_features for layer in layers) % 8)
+        features = torch.cat([return_to_go[..., None] / self.config.return_scale, observation, action, spare], dim=-1)
+        weight = torch.block_diag(*(layer.weight for layer in layers), spare.new_zeros(0, spare.shape[-1]))
+        return F.linear(features, weight, torch.cat([layer.bias for layer in layers])).unflatten(-1, (3, -1))
 
     def _embed_timestep(self, timestep: Tensor) -> Tensor:
         return self.embed_timestep(timestep.clamp(max=self.config.max_timesteps - 1))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from drl.captured import Captured, compiled, is_cuda, write
+from drl.captured import Captured, compiled, is_cuda, joined, views, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
@@ -42,15 +42,15 @@ class Trainer:
             self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
-        weights = zip(self.working.parameters(), self.model.parameters(), strict=True)
-        self._casts = list(zip(*((half, weight) for half, weight in weights if half is not weight))) or ([], [])
         self.rows = share.rows(settings.batch_size)
         self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed, self.rows)
         wrap = compiled if settings.compile == "on" else lambda function: function
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
-        self.descent = Descent(list(self.model.parameters()), settings, wrap, share.sum)
-        own = self.rows.stop - self.rows.start
-        self.states: list[ModelState] = [self.model.initial_state(own) for _ in range(self.sampler.groups)]
+        masters, working = (list(model.parameters()) for model in (self.model, self.working))
+        self.descent, self._one = Descent(masters, working, settings, wrap, share.sum), torch.ones((), device=device)
+        fresh = self.model.initial_state(self.rows.stop - self.rows.start)
+        self._memory = torch.zeros(self.sampler.groups, sum(part.numel() for part in _tensors(fresh)), device=device)
+        self.states = [_like(fresh, views(memory, _tensors(fresh))) for memory in self._memory]
         self.captured = Captured(device) if is_cuda(device) else None
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -59,12 +59,11 @@ class Trainer:
 
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
-        batch, past = self.sampler.next(group), self.states[group]
-        write(*self._casts)
-        errors, count, state = self._errors(self.working, batch, past)
-        gradients = torch.autograd.grad(errors, list(self.working.parameters()))
+        errors, count, state = self._errors(self.working, self.sampler.next(group), self.states[group])
+        gradients = torch.autograd.grad(errors, self.descent.leaves, self._one)
         result = self.descent.step(gradients, errors.detach(), count)
-        write(_tensors(past), _tensors(state))
+        if after := _tensors(state):
+            joined(after, out=self._memory[group])
         return result
 
     def checkpoint(self) -> Checkpoint:
@@ -157,7 +156,8 @@ def batch_errors(model: DecisionTransformer, batch: Batch, past: ModelState) -> 
         predicted, state = model(
             batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
         )
-        return *action_errors(predicted, batch.actions, batch.mask), state
+        # detached here: compiled, it would otherwise be given gradients of zeros
+        return *action_errors(predicted, batch.actions, batch.mask), _like(state, [x.detach() for x in _tensors(state)])
 
 
 def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Ten
 def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
     """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
 
-    So they can be cast all at once, where autocast would cast one by one.
+    So Descent can write them all at once, where autocast would cast one by one.
     """
     twin = copy.deepcopy(model)
     for module, own in zip(twin.modules(), model.modules(), strict=True):
@@ -184,6 +184,12 @@ def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
 
 def _tensors(state: Iterable[Sequence[Tensor] | None]) -> list[Tensor]:
     return [part for layer in state if layer is not None for part in layer]
+
+
+def _like(state: ModelState, tensors: Iterable[Tensor]) -> ModelState:
+    """A state of other tensors; the inverse of `_tensors`."""
+    rest = iter(tensors)
+    return tuple(None if layer is None else type(layer)(next(rest), next(rest)) for layer in state)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

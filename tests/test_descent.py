@@ -9,18 +9,18 @@ from torch import nn
 from drl.config import TrainConfig
 from drl.descent import Descent, schedule
 
-STEPS = 6
+STEPS = 20
 SHAPES = [(3, 4), (), (5,), (2, 1, 3)]
 
 
-def descent_of(weights, settings) -> Descent:
+def descent_of(weights, settings, working=None) -> Descent:
     """Neither compiled nor shared."""
-    return Descent(weights, settings, wrap=lambda function: function, combine=lambda tensor: None)
+    return Descent(weights, working or weights, settings, wrap=lambda function: function, combine=lambda tensor: None)
 
 
-def parameters() -> list[nn.Parameter]:
+def parameters(dtype=torch.float32) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
 
 
 def gradients(step: int, dtype=torch.float32) -> list[torch.Tensor]:
@@ -29,19 +29,27 @@ def gradients(step: int, dtype=torch.float32) -> list[torch.Tensor]:
     return [(torch.randn(shape, generator=generator) * 1000 ** (step % 2)).to(dtype) for shape in SHAPES]
 
 
+def descend(descent: Descent, weights, gradients, errors=1.0, count=2.0):
+    """A step of `descent`, which has its own order of `weights`."""
+    place = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
+    ordered = [place[id(leaf)] for leaf in descent.leaves]
+    return descent.step(ordered, torch.tensor(errors), torch.tensor(count))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("max_norm", [1e-2, 2.0, 1e6], ids=["always clipped", "at times", "never"])
 @pytest.mark.parametrize("decay", ["cosine", "none"])
-def test_a_step_is_that_of_clip_grad_norm_and_adamw_along_the_mean(max_norm, decay):
+def test_a_step_is_that_of_clip_grad_norm_and_adamw_along_the_mean(max_norm, decay, dtype, tolerance):
     settings = TrainConfig(updates=STEPS, warmup_updates=2, learning_rate=0.1, decay=decay, weight_decay=0.3,
                            max_grad_norm=max_norm)
-    mine, theirs = parameters(), parameters()
+    mine, theirs = parameters(dtype), parameters(dtype)
     descent = descent_of(mine, settings)
     adamw = torch.optim.AdamW(theirs, weight_decay=0.3)
     for step in range(STEPS):
         count = 7.0 + step
-        loss, norm = descent.step(gradients(step), torch.tensor(21.0), torch.tensor(count))
+        loss, norm = descend(descent, mine, gradients(step, dtype), 21.0, count)
 
-        for parameter, gradient in zip(theirs, gradients(step), strict=True):
+        for parameter, gradient in zip(theirs, gradients(step, dtype), strict=True):
             parameter.grad = gradient / count
         expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
         adamw.param_groups[0]["lr"] = schedule(step, settings)
@@ -49,48 +57,78 @@ def test_a_step_is_that_of_clip_grad_norm_and_adamw_along_the_mean(max_norm, dec
 
         assert loss.item() == pytest.approx(21 / count)
         torch.testing.assert_close(norm, expected)
-        torch.testing.assert_close([p.grad for p in mine], [p.grad for p in theirs], rtol=1e-5, atol=1e-9)
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close([weight.grad for weight in mine], gradients(step, dtype), rtol=0, atol=0)
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance / 10)
+        state = descent.state_dict()
+        for index, weight in enumerate(theirs):
+            for name in ("exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(state[f"{index}.{name}"], adamw.state[weight][name], rtol=tolerance,
+                                           atol=tolerance * 1e-4)
 
 
-def test_gradients_of_two_dtypes_meet_in_float32():
-    settings = TrainConfig(updates=1, learning_rate=0.1, warmup_updates=0)
+def halved(weights) -> list[nn.Parameter]:
+    """The first and the third have copies in bfloat16; the third is no multiple of what a GPU reads at once."""
+    return [nn.Parameter(weight.detach().bfloat16()) if index % 2 == 0 else weight
+            for index, weight in enumerate(weights)]
+
+
+def test_gradients_of_two_dtypes_meet_in_float32_and_the_copies_are_the_new_weights():
+    settings = TrainConfig(updates=STEPS, learning_rate=0.1, warmup_updates=0)
     mixed, exact = parameters(), parameters()
-    one, count = torch.tensor(1.0), torch.tensor(2.0)
-    half = [gradient.bfloat16() if i % 2 else gradient for i, gradient in enumerate(gradients(0))]
+    working = halved(mixed)
+    descent, other = descent_of(mixed, settings, working), descent_of(exact, settings)
+    for step in range(STEPS):
+        half = [gradient.to(leaf.dtype) for gradient, leaf in zip(gradients(step), working, strict=True)]
+        result = descend(descent, working, half)
+        expected = descend(other, exact, [gradient.float() for gradient in half])
 
-    result = descent_of(mixed, settings).step(half, one, count)
+        assert result[1].dtype == torch.float32
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(mixed, exact)
+        torch.testing.assert_close(working, [w.to(leaf.dtype) for w, leaf in zip(mixed, working)], rtol=0, atol=0)
+    assert [leaf.dtype for leaf in descent.leaves] == [torch.bfloat16] * 2 + [torch.float32] * 2
 
-    assert result[1].dtype == torch.float32
-    expected = descent_of(exact, settings).step([gradient.float() for gradient in half], one, count)
-    torch.testing.assert_close(result, expected, rtol=0, atol=0)
-    torch.testing.assert_close(mixed, exact, rtol=0, atol=0)
 
-
-def test_a_step_that_goes_on_from_a_state_dict_is_the_same():
+@pytest.mark.parametrize("copies", [lambda weights: weights, halved], ids=["float32", "with bfloat16"])
+def test_a_step_that_goes_on_from_a_state_dict_is_the_same(copies):
     settings = TrainConfig(updates=STEPS, warmup_updates=2, learning_rate=0.1)
-    one, count = torch.tensor(1.0), torch.tensor(2.0)
     whole = parameters()
-    descent = descent_of(whole, settings)
+    working = copies(whole)
+    descent = descent_of(whole, settings, working)
     for step in range(STEPS):
         if step == 3:
             saved = {name: value.clone() for name, value in descent.state_dict().items()}
-            resumed = [nn.Parameter(parameter.detach().clone()) for parameter in whole]
-        descent.step(gradients(step), one, count)
+            weights = [weight.detach().clone() for weight in whole]
+        descend(descent, working, gradients(step))
 
-    again = descent_of(resumed, settings)
+    resumed = parameters()
+    again_working = copies(resumed)
+    again = descent_of(resumed, settings, again_working)
+    for weight, value in zip(resumed, weights, strict=True):
+        weight.data.copy_(value)
     again.load_state_dict(saved, done=3)
     for step in range(3, STEPS):
-        again.step(gradients(step), one, count)
+        descend(again, again_working, gradients(step))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    torch.testing.assert_close(again_working, working, rtol=0, atol=0)
+
+
+def test_parameters_lie_end_to_end_and_those_of_bfloat16_begin_where_a_gpu_likes_it():
+    weights = [nn.Parameter(torch.full(shape, float(i))) for i, shape in enumerate([(5,), (3, 4), (8, 3), (16,)])]
+    working = [nn.Parameter(weight.detach().bfloat16()) if i != 3 else weight for i, weight in enumerate(weights)]
+    descent_of(weights, TrainConfig(updates=1), working)
+    for tensors in (weights, working[:3]):
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert [weight.storage_offset() for weight in weights] == [24, 29, 0, 48]  # 24 + 5 + 12, then up to 8 again
+    for i, (weight, leaf) in enumerate(zip(weights, working)):
+        assert weight.eq(i).all() and leaf.eq(i).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_not_hidden(bad):
     weights = parameters()
     spoilt = [gradient.fill_(bad) for gradient in gradients(0)]
-    descent = descent_of(weights, TrainConfig(updates=1))
-    _, norm = descent.step(spoilt, torch.tensor(1.0), torch.tensor(1.0))
+    _, norm = descend(descent_of(weights, TrainConfig(updates=1)), weights, spoilt)
     assert not norm.isfinite()
     assert not any(weight.isfinite().any() for weight in weights)
 
