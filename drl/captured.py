@@ -82,8 +82,8 @@ def write(kept: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 def joined(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
     """The numbers of `tensors` end to end, (N,), written to `out` if given: on a CUDA device one launch that all of it
     shares, if they have one dtype."""
-    # flat, because tensors of unlike strides, if only along an axis of one, would be written one by one
-    return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)
+    # flat and dense, because tensors of unlike strides, if only along an axis of one, may be written one by one
+    return torch.cat([tensor.contiguous().view(-1) for tensor in tensors], out=out)
 
 
 def views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

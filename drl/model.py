@@ -156,8 +156,8 @@ class DecisionTransformer(nn.Module):
         return self._read_out(x_BTD[:, 2]), state
 
     def _embed(self, return_to_go: Tensor, observation: Tensor, action: Tensor) -> Tensor:
-        """Tokens (..., 3, D) of (...), (..., O) and (..., A): one product with a weight of three blocks (3D, 1 + O + A),
-        filled up with zeros to a width that suits the matrix units of a GPU."""
+        """Tokens (..., 3, D) of (...), (..., O) and (..., A), as one product: its weight (3D, F) has three blocks, and
+        zeros fill up 1 + O + A to F, a multiple of 8, which suits a GPU's matrix units."""
         layers = self.embed_return, self.embed_observation, self.embed_action
         spare = observation.new_zeros(*observation.shape[:-1], -sum(layer.in_features for layer in layers) % 8)
         features = torch.cat([return_to_go[..., None] / self.config.return_scale, observation, action, spare], dim=-1)

@@ -113,6 +113,25 @@ def test_a_step_that_goes_on_from_a_state_dict_is_the_same(copies):
     torch.testing.assert_close(again_working, working, rtol=0, atol=0)
 
 
+def test_it_goes_on_from_the_tensors_of_torchs_adamw():
+    """Which is what checkpoints held, and hold: exp_avg and exp_avg_sq by the number of the parameter."""
+    settings = TrainConfig(updates=STEPS, warmup_updates=0, decay="none", learning_rate=0.1, max_grad_norm=1e9)
+    theirs = parameters()
+    adamw = torch.optim.AdamW(theirs, lr=0.1, weight_decay=settings.weight_decay)
+    for step in range(STEPS):
+        if step == 7:
+            mine = [nn.Parameter(weight.detach().clone()) for weight in theirs]
+            descent = descent_of(mine, settings)
+            saved = adamw.state_dict()["state"]
+            descent.load_state_dict({f"{i}.{name}": x for i in saved for name, x in saved[i].items()}, done=7)
+        if step >= 7:
+            descend(descent, mine, gradients(step), count=1.0)
+        for weight, gradient in zip(theirs, gradients(step), strict=True):
+            weight.grad = gradient
+        adamw.step()
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_parameters_lie_end_to_end_and_those_of_bfloat16_begin_where_a_gpu_likes_it():
     weights = [nn.Parameter(torch.full(shape, float(i))) for i, shape in enumerate([(5,), (3, 4), (8, 3), (16,)])]
     working = [nn.Parameter(weight.detach().bfloat16()) if i != 3 else weight for i, weight in enumerate(weights)]
