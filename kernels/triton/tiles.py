@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def load_tile(
-    base, stride, first, last, columns, WIDTH: tl.constexpr, C: tl.constexpr, CACHE: tl.constexpr = ""
+    base, stride, first, last, columns, WIDTH: tl.constexpr, C: tl.constexpr, CACHE: tl.constexpr = tl.constexpr("")
 ):
     """Rows first .. first + C of a matrix at `base`, zeros beyond row `last` and column WIDTH.
 
