@@ -16,14 +16,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from drl.kernels.triton import backward, forward, launch
+from drl.kernels.triton import backward, forward, launch, mlp, step, token_wise_launch
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 FLAGS = ("mask", "restart")
 DISASSEMBLER = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles: launch.Tiles) -> dict[str, int]:
+def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles) -> dict[str, int]:
     """Registers of a thread and bytes of its stack; tensors named in `in_dtype` are of `dtype`, others float32."""
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -33,7 +33,7 @@ def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles: 
         aligned = True
         if name == "eps":
             signature[name], aligned = "fp32", False
-        elif name in ("T", "H", "N"):
+        elif name in ("T", "H", "N", "tokens"):
             signature[name], aligned = "i32", False
         elif re.search("_(row|token|head)$", name):
             signature[name] = "i32"
@@ -41,7 +41,7 @@ def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles: 
             signature[name] = "*u8" if name in FLAGS else POINTERS[dtype] if name in in_dtype.split() else "*fp32"
         if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "maxnreg": tiles.registers}
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "maxnreg": getattr(tiles, "registers", None)}
     built = triton.compile(ASTSource(kernel, signature, values, attributes), GPUTarget("cuda", 90, 32), options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
@@ -68,6 +68,22 @@ def usage(T: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     }
 
 
+def token_wise_usage(tokens: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+    """The MLP of a layer of width D on a float32 stream of so many tokens, and three tokens of a step."""
+    ahead = token_wise_launch.forward_tiles(tokens, D, 4 * D, dtype)
+    back = token_wise_launch.backward_tiles(tokens, D, dtype)
+    written = "read d_out_rounded hidden d_hidden"
+    shapes = [{"D": D, "HIDDEN": 4 * D, "BLOCK_M": tiles.M, "BLOCK_H": tiles.H} for tiles in (ahead, back)]
+    few = {"K": 32, "V": 32, "T": 3, "BLOCK_K": 32, "BLOCK_V": 32, "MAP": "elu1", "MASK": True, "RESTART": True,
+           "STATE": True}
+    return {
+        "mlp forward": compiled(mlp.forward, shapes[0], dtype, "weight_in weight_out", ahead),
+        "mlp backward": compiled(mlp.backward, shapes[1] | {"ROUND": True}, dtype, f"weight_in weight_out {written}",
+                                 back),
+        "step": compiled(step.step, few, dtype, "q k v out", launch.Tiles(32, 32, warps=1)),
+    }
+
+
 if __name__ == "__main__":
-    T, D, dtype = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
-    print(json.dumps(usage(T, D, dtype)))
+    count, D, dtype = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
+    print(json.dumps((token_wise_usage if count > 1000 else usage)(count, D, dtype)))

@@ -11,13 +11,25 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(60, 32), (60, 64), (600, 32)])
-def test_the_kernels_of_training_compile_for_hopper_and_spill_nothing(tokens, width):
+SPILLS = 64  # bytes of a thread's stack: what the large blocks of the MLP's backward spill, the fastest nonetheless
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "kernels", "most"),
+    [
+        (60, 32, {"forward", "backward"}, 0),
+        (60, 64, {"forward", "backward"}, 0),
+        (600, 32, {"forward", "backward"}, 0),
+        (3840, 128, {"mlp forward", "mlp backward", "step"}, 0),
+        (245760, 128, {"mlp forward", "mlp backward", "step"}, SPILLS),
+    ],
+)
+def test_the_kernels_of_training_compile_for_hopper_and_spill_little(tokens, width, kernels, most):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     shown = subprocess.run([sys.executable, Path(__file__).with_name("sm90.py"), str(tokens), str(width), "bfloat16"],
                            capture_output=True, text=True, env=environment)
     assert not shown.returncode, shown.stderr[-2000:]
     usage = json.loads(shown.stdout)
-    assert usage.keys() == {"forward", "backward"}
+    assert usage.keys() == kernels
     for kernel, used in usage.items():
-        assert 32 < used["registers"] <= 255 and used["stack"] == 0, (kernel, used)
+        assert 32 < used["registers"] <= 255 and used["stack"] <= most, (kernel, used)
