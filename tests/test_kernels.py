@@ -53,6 +53,11 @@ def random_state(dtype=torch.float32) -> LinearAttentionState:
     return LinearAttentionState(torch.randn(B, H, K, V, dtype=dtype), torch.rand(B, H, K, dtype=dtype))
 
 
+def few(T: int, backend: str) -> int:
+    """T tokens, or three chunks where Triton's interpreter runs them, which takes a second for each."""
+    return min(T, 35) if backend == "triton" and DEVICE == "cpu" else T
+
+
 def random_inputs(T: int, dtype=torch.float32):
     q, k = (torch.randn(B, T, H, K, dtype=dtype) for _ in range(2))
     return q, k, torch.randn(B, T, H, V, dtype=dtype)
@@ -96,7 +101,7 @@ def test_three_tokens_by_hand(backend, eps, expected):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("feature_map", ["elu1", "relu"])
 def test_the_output_is_a_mean_of_the_values_weighed_by_phi_q_phi_k(backend, feature_map):
-    q, k, v = random_inputs(T=131, dtype=FINEST[backend])
+    q, k, v = random_inputs(few(131, backend), FINEST[backend])
     phi = FEATURE_MAPS[feature_map]
     weights = torch.einsum("bthk,bshk->bhts", phi(q), phi(k)).tril()
     expected = torch.einsum("bhts,bshv->bthv", weights / (weights.sum(-1, keepdim=True) + 1e-6), v)
@@ -165,7 +170,7 @@ def test_gradients_match_finite_differences(backend, past, monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float32_drifts_little_in_3000_tokens(backend):
-    inputs = random_inputs(T=3000)
+    inputs = [x[:1, :, :1] for x in random_inputs(T=3000)]
     expected, expected_state = linear_attention(*(x.double() for x in inputs), backend="reference")
 
     out, state = linear_attention(*inputs, backend=backend)
@@ -178,8 +183,9 @@ def test_float32_drifts_little_in_3000_tokens(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_packed_projection_gives_what_copies_of_its_parts_give(backend):
-    packed, past = torch.randn(B, 131, 3, H, K), LinearAttentionState(torch.randn(B, H, K, K), torch.rand(B, H, K))
-    options = {"mask": torch.rand(B, 131) < 0.7, "restart": torch.tensor([True, False]), "backend": backend}
+    T = few(131, backend)
+    packed, past = torch.randn(B, T, 3, H, K), LinearAttentionState(torch.randn(B, H, K, K), torch.rand(B, H, K))
+    options = {"mask": torch.rand(B, T) < 0.7, "restart": torch.tensor([True, False]), "backend": backend}
 
     def apart(x, state):
         return linear_attention(*(part.contiguous() for part in x.unbind(2)), state, **options)
@@ -208,10 +214,11 @@ def packed_gradients(operator, packed, past):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("T", [5, 67, 128, 131])  # one chunk and several, for each form
 def test_the_future_is_invisible_whatever_finite_values_it_holds(T, backend, feature_map):
+    T = few(T, backend)
     inputs, past = random_inputs(T), random_state()
     before, _ = linear_attention(*inputs, past, feature_map=feature_map, backend=backend)
 
-    for t in {1, 31, 33, 64, 65, 128, T - 1} & set(range(1, T)):
+    for t in {1, 17, 32, 64, 65, 128, T - 1} & set(range(1, T)):
         future = [x.clone() for x in inputs]
         for x in future:
             x[:, t:] = HUGE
@@ -223,10 +230,10 @@ def test_the_future_is_invisible_whatever_finite_values_it_holds(T, backend, fea
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("T", [67, 200])
 def test_no_gradient_flows_into_the_future(T, backend):
-    inputs = [x.requires_grad_() for x in random_inputs(T)]
+    inputs = [x.requires_grad_() for x in random_inputs(few(T, backend))]
     out, _ = linear_attention(*inputs, backend=backend)
 
-    for t in (2, 30, 64, 66):
+    for t in {2, 16, 33, 64, 66} & set(range(len(out[0]))):
         for gradient in torch.autograd.grad(out[:, :t].square().sum(), inputs, retain_graph=True):
             assert (gradient[:, t:] == 0).all() and (gradient[:, :t] != 0).any()
 
@@ -234,11 +241,13 @@ def test_no_gradient_flows_into_the_future(T, backend):
 # The state
 
 
-@pytest.mark.parametrize("cut", [1, 32, 60, 64, 129])
+@pytest.mark.parametrize("cut", [1, 16, 33, 64, 129])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_parts_are_the_whole_forward_state_and_gradients(backend, cut):
-    dtype = FINEST[backend]
-    inputs, past = random_inputs(T=131, dtype=dtype), random_state(dtype)
+    dtype, T = FINEST[backend], few(131, backend)
+    if cut >= T:
+        pytest.skip("as long as the sequence")
+    inputs, past = random_inputs(T, dtype), random_state(dtype)
 
     def whole(q, k, v, state):
         return linear_attention(q, k, v, state, backend=backend)
@@ -329,7 +338,7 @@ def test_to_moves_both_parts():
     ("operator", "T"), [(linear_attention_step, 3), (linear_attention, 67), (linear_attention, 131)]
 )
 def test_a_row_that_restarts_has_no_past_and_the_others_keep_theirs(operator, T, backend):
-    inputs, past = random_inputs(T), random_state()
+    inputs, past = random_inputs(few(T, backend)), random_state()
     expected = operator(*inputs, past.restart(torch.tensor([True, False])), backend=backend)
 
     actual = operator(*inputs, past, restart=torch.tensor([True, False]), backend=backend)
@@ -344,7 +353,7 @@ def test_no_gradient_flows_into_a_past_that_was_forgotten(backend):
     def operator(q, k, v, state):
         return linear_attention(q, k, v, state, restart=restart, backend=backend)
 
-    *_, d_kv, d_z = gradients(operator, random_inputs(T=67), random_state())
+    *_, d_kv, d_z = gradients(operator, random_inputs(few(67, backend)), random_state())
 
     assert (d_kv[0] == 0).all() and (d_z[0] == 0).all()
     assert (d_kv[1] != 0).all() and (d_z[1] != 0).all()
@@ -354,6 +363,7 @@ def test_no_gradient_flows_into_a_past_that_was_forgotten(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("T", [67, 131])
 def test_whatever_a_masked_token_holds_reaches_no_other_output_and_no_state(T, backend, feature_map):
+    T = few(T, backend)
     q, k, v = random_inputs(T)
     mask = torch.rand(B, T) < 0.6
     out, state = linear_attention(q, k, v, mask=mask, feature_map=feature_map, backend=backend)
@@ -368,15 +378,15 @@ def test_whatever_a_masked_token_holds_reaches_no_other_output_and_no_state(T, b
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masked_tokens_might_as_well_not_be_there(backend, feature_map):
-    dtype = FINEST[backend]
-    q, k, v = random_inputs(T=131, dtype=dtype)
+    dtype, T = FINEST[backend], few(131, backend)
+    q, k, v = random_inputs(T, dtype)
     q, k = (x + 3 for x in (q, k))  # keeps identity's denominator away from zero
-    mask_T = torch.rand(131) < 0.6
+    mask_T = torch.rand(T) < 0.6
     expected_out, expected_state = linear_attention(
         q[:, mask_T], k[:, mask_T], v[:, mask_T], feature_map=feature_map, backend="reference"
     )
 
-    out, state = linear_attention(q, k, v, mask=mask_T.expand(B, 131), feature_map=feature_map, backend=backend)
+    out, state = linear_attention(q, k, v, mask=mask_T.expand(B, T), feature_map=feature_map, backend=backend)
 
     exact = backend == "reference"  # the other forms sum in another order once the tokens stand elsewhere
     compare = assert_same if exact else lambda *x: assert_close(*x, dtype)
