@@ -92,8 +92,8 @@ class TrainConfig:
     cuda, float32 on cpu"""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """fuse the update with torch.compile, which takes a minute or so at the start; auto: on for 20,000 updates or more
-    on cuda"""
+    """fuse the update with torch.compile, which takes 15 s to a minute at the start; auto: on for 45,000 updates or
+    more on cuda"""
 
     log_every: int = 100
     """updates between two lines of metrics"""

@@ -515,7 +515,7 @@ def test_resolving_keeps_what_the_config_says(precision, compile):
 
 @pytest.mark.parametrize(
     ("device", "updates", "meant"),
-    [("cpu", 100_000, ("float32", "off")), ("cuda", 19_999, ("bfloat16", "off")), ("cuda", 20_000, ("bfloat16", "on"))],
+    [("cpu", 100_000, ("float32", "off")), ("cuda", 44_999, ("bfloat16", "off")), ("cuda", 45_000, ("bfloat16", "on"))],
 )
 def test_resolving_chooses_what_suits_the_device_and_the_length_of_the_run(monkeypatch, device, updates, meant):
     monkeypatch.setattr("drl.train.resolve_device", lambda named: named)
