@@ -14,8 +14,8 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
 
 Beside it stands what a layer does to every token on its own, token_wise.py, in plain torch or as one kernel.
 
-This package knows no reinforcement learning and imports torch alone, and triton/ Triton. Dimension key, used as suffixes
-throughout (k_BTHK is a tensor of four dimensions):
+This package knows no reinforcement learning and imports torch alone, and triton/ Triton. Dimension key, used as
+suffixes throughout (k_BTHK is a tensor of four dimensions):
 
     B batch    T tokens    H heads    K features per head    V values per head    C chunk    N chunks
 """

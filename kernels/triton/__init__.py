@@ -3,7 +3,7 @@ what a layer does to every token on its own.
 
     launch.py               tensors to kernels: tiles, strides, what is allocated
     forward.py              the chunked form with S and z in registers, phi and the denominator inside
-    backward.py             one sweep from the last chunk to the first
+    backward.py             all chunks at once; longer sequences first walk back for the gradients of their states
     step.py                 a few new tokens
     ops.py                  torch.library registration and autograd
     mlp.py                  the MLP of a layer, from its norm to its sum, and backward
