@@ -37,10 +37,6 @@ class LinearAttentionState(NamedTuple):
             self.kv.masked_fill(rows[:, None, None, None], 0), self.z.masked_fill(rows[:, None, None], 0)
         )
 
-    def select(self, rows: Tensor) -> Self:
-        """The states of `rows`, int64 (R,), as a new state of R rows."""
-        return type(self)(self.kv.index_select(0, rows), self.z.index_select(0, rows))
-
     def detach(self) -> Self:
         """The same numbers, cut off from the graph that made them."""
         return type(self)(self.kv.detach(), self.z.detach())
@@ -84,12 +80,7 @@ def linear_attention(
     Raises:
         ValueError: a shape, dtype, device, feature map or backend is outside this contract.
     """
-    _check(q, k, v, state, mask, restart, feature_map)
-    backend = choose(backend, v)
-    if backend == "triton":
-        out, *after = triton.attend(q, k, v, *(state or (None, None)), mask, restart, feature_map, eps)
-        return out, LinearAttentionState(*after)
-    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
+    return _run(triton.attend, (q, k, v), q, k, v, state, mask, restart, feature_map, eps, backend)
 
 
 def linear_attention_packed(
@@ -111,13 +102,9 @@ def linear_attention_packed(
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be (B, T, 3, H, K), got {tuple(qkv.shape)}")
-    q, k, v = qkv.unbind(2)
-    _check(q, k, v, state, mask, restart, feature_map)
-    backend = choose(backend, qkv)
-    if backend == "triton":
-        out, *after = triton.attend_packed(qkv, *(state or (None, None)), mask, restart, feature_map, eps)
-        return out, LinearAttentionState(*after)
-    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
+    return _run(
+        triton.attend_packed, (qkv,), *qkv.unbind(2), state, mask, restart, feature_map, eps, backend
+    )
 
 
 @torch.no_grad()
@@ -140,12 +127,7 @@ def linear_attention_step(
     """
     if q.ndim == 4 and not 1 <= q.shape[1] <= STEP_TOKENS:
         raise ValueError(f"a step takes 1 to {STEP_TOKENS} tokens, got {q.shape[1]}; use linear_attention")
-    _check(q, k, v, state, mask, restart, feature_map)
-    backend = choose(backend, v)
-    if backend == "triton":
-        out, *after = triton.attend_step(q, k, v, *(state or (None, None)), mask, restart, feature_map, eps)
-        return out, LinearAttentionState(*after)
-    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
+    return _run(triton.attend_step, (q, k, v), q, k, v, state, mask, restart, feature_map, eps, backend)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -168,6 +150,18 @@ def choose(backend: str, values: Tensor) -> str:
     if reason:
         raise ValueError(f"backend {backend!r} is unavailable: {reason}")
     return backend
+
+
+def _run(
+    fused, tensors, q, k, v, state, mask, restart, feature_map, eps, backend
+) -> tuple[Tensor, LinearAttentionState]:
+    """Check, choose, compute: `fused` is the Triton operator of a door, `tensors` what it takes for q, k and v."""
+    _check(q, k, v, state, mask, restart, feature_map)
+    backend = choose(backend, v)
+    if backend == "triton":
+        out, *after = fused(*tensors, *(state or (None, None)), mask, restart, feature_map, eps)
+        return out, LinearAttentionState(*after)
+    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
 
 
 def _torch(backend, q, k, v, state, mask, restart, feature_map, eps) -> tuple[Tensor, LinearAttentionState]:
