@@ -10,10 +10,10 @@ after it as an argument, and take one launch. In longer ones `states` first walk
 
 and leaves them behind, so that `backward` then does all chunks at once.
 
-A wide head of a chunk is split between programs (SPLIT): some take a block of features and give that of dQ and dK, others
-a block of values and give that of dV. Nothing is summed between programs, so the result is the same bit for bit each
-time. W^T and A^T are computed as such: a product that is transposed and multiplied again is compiled wrongly for Hopper
-by Triton 3.4 to 3.7 (fla-org/flash-linear-attention, issue 640).
+A wide head of a chunk is split between programs (SPLIT): some take a block of features and give that of dQ and dK,
+others a block of values and give that of dV. Nothing is summed between programs, so the result is the same bit for bit
+each time. W^T and A^T are computed as such: a product that is transposed and multiplied again is compiled wrongly for
+Hopper by Triton 3.4 to 3.7 (fla-org/flash-linear-attention, issue 640).
 """
 
 import triton
