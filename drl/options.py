@@ -1,5 +1,6 @@
 """The options of the command line: the only file that imports jsonargparse. What the verbs do stands in cli.py."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -191,15 +192,25 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*?)\)", text):
         choices = did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         return f"unknown choice {found[1]!r}; {choices}"
-    if found := re.search(r'key "([\w.]+)": .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
+    if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
         choices = found[2].replace("'", "")
         return f"{found[1]} must be one of {choices}, got {found[3]!r}"
     if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*?<class \'(\w+)\'>.*[Vv]alue: (.*)', text):
         return f"{found[1]} must be {found[2]}, got {found[3]!r}"
-    if found := re.search(r'expected "([\w.]+)" to be one of \{(.*?)\}', text):
-        verb = found[1].removesuffix("verb").replace(".", " ")
-        return f"what to do is missing; type one of: {', '.join(f'drl {verb}{name}' for name in found[2].split(','))}"
+    if found := re.search(r'expected "([\w.]+)" to be one of \{', text):
+        *verb, _ = found[1].split(".")
+        names = [" ".join(["drl", *verb, name]) for name in _verbs(verb)]
+        return f"what to do is missing; type one of: {', '.join(names)}"
     if found := re.search(r"arguments are required: ([\w.]+)", text):
         *verb, name = found[1].split(".")
         return f"{name} is missing; type: drl {' '.join(verb)} --help"
     return text
+
+
+def _verbs(path: list[str]) -> list[str]:
+    """All verbs below a verb; jsonargparse's message stops after five."""
+    parser, choices = build(), {}
+    for name in [*path, ""]:
+        choices = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = choices.get(name)
+    return list(choices)

@@ -3,19 +3,22 @@
 One program of each format serves all numbers of rows. Rows begin anew at different times and earn NaN where they do.
 """
 
-import importlib
+import importlib.util
 import sys
 
 import numpy as np
 import pytest
 import torch
-from test_policy import TARGETS, A, O, make_policy
+from test_policy import TARGETS, A, O, make_checkpoint, make_policy
 
+from drl import checkpoint as checkpoints
+from drl import exported
 from drl.errors import UserError
-from drl.portable import INPUTS, OUTPUTS, StepModule, export_onnx, export_step
+from drl.export import export
+from drl.portable import INPUTS, OUTPUTS, StepModule, export_onnx
 
 TICKS = 40
-ONNX = 1e-5  # on |difference| / (1 + |expected|); worst over 8 seeds of the actions' weights 4e-7
+ONNX = 1e-5  # on |difference| / (1 + |expected|); worst over 4 models 4.1e-7
 BATCHES = pytest.mark.parametrize("batch", [1, 3, 7])
 
 
@@ -63,21 +66,25 @@ def session(file):
 
 
 @pytest.fixture(scope="module")
-def pt2(tmp_path_factory):
-    """The step of make_policy() as torch.export wrote and read it."""
-    file = tmp_path_factory.mktemp("pt2") / "step.pt2"
-    torch.export.save(export_step(make_policy()), file)
-    return torch.export.load(file).module()
+def folder(tmp_path_factory):
+    """make_policy() as an exported policy with programs of the step, as many as can be made here."""
+    home = tmp_path_factory.mktemp("exported")
+    checkpoints.save(make_checkpoint(), home / "run", keep=1)
+    onnx = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    export(home / "run", home / "policy", formats=["pt2", *["onnx"] * onnx])
+    return home / "policy"
 
 
 @pytest.fixture(scope="module")
-def onnx(tmp_path_factory):
+def pt2(folder):
+    """The step as torch.export wrote and read it."""
+    return torch.export.load(folder / "step.pt2").module()
+
+
+@pytest.fixture(scope="module")
+def onnx(folder):
     """The same through ONNX."""
-    for library in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(library)
-    file = tmp_path_factory.mktemp("onnx") / "step.onnx"
-    export_onnx(make_policy(), file)
-    return session(file)
+    return session(folder / "step.onnx")
 
 
 @BATCHES
@@ -99,6 +106,14 @@ def test_one_exported_program_gives_the_bits_of_the_policys_step_for_any_number_
 def test_one_onnx_file_does_what_the_policy_does_for_any_number_of_rows(onnx, batch):
     policy, inputs = make_policy(), through(batch)
     torch.testing.assert_close(run(onnx, policy, *inputs), step(policy, *inputs), rtol=ONNX, atol=ONNX)
+
+
+@pytest.mark.parametrize("program", ["pt2", "onnx"])
+def test_programs_do_what_the_golden_trace_says(folder, program, request):
+    _, trace = exported.load(folder)
+    led = run(request.getfixturevalue(program), make_policy(), trace.observations[:, None], trace.rewards[:, None],
+              trace.episode_start[:, None], [float(trace.target_return)])
+    torch.testing.assert_close(led[:, 0], trace.actions, rtol=ONNX, atol=ONNX)
 
 
 def test_a_step_returns_what_the_next_one_takes():
