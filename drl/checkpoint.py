@@ -53,6 +53,16 @@ class Checkpoint:
     training: dict[str, Tensor]
     dataset_return: float | None = None
 
+    def acting(self) -> dict[str, Tensor]:
+        """All that acting needs, by the names it has on disk."""
+        spaces, normaliser = self.spaces, self.normaliser
+        return {f"model.{name}": tensor for name, tensor in self.weights.items()} | {
+            "normaliser.mean": as_tensor(normaliser.mean),
+            "normaliser.std": as_tensor(normaliser.std),
+            "action.low": as_tensor(spaces.action_low),
+            "action.high": as_tensor(spaces.action_high),
+        }
+
 
 def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
     """Write into `run`, then remove all but the newest `keep` checkpoints. Returns the folder.
@@ -81,7 +91,7 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
         "config": checkpoint.config.to_dict(),
     }
     with disk.whole(final) as partial:
-        write_tensors(partial / MODEL, acting_tensors(checkpoint))
+        write_tensors(partial / MODEL, checkpoint.acting())
         write_tensors(partial / TRAINING, checkpoint.training)
         disk.write_json(partial / CARD, card)
     for old in _steps(run)[:-keep]:
@@ -139,17 +149,8 @@ def _steps(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name))
 
 
-def acting_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All that acting needs, as it is named on disk: weights, normaliser, action box."""
-    spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
-    arrays = {"normaliser.mean": normaliser.mean, "normaliser.std": normaliser.std,
-              "action.low": spaces.action_low, "action.high": spaces.action_high}
-    weights = {f"model.{name}": tensor for name, tensor in checkpoint.weights.items()}
-    return weights | {name: as_tensor(array) for name, array in arrays.items()}
-
-
 def read_acting(path: Path) -> tuple[dict[str, Tensor], Normaliser, np.ndarray, np.ndarray]:
-    """The weights, the normaliser, and the low and high end of the action box, from a file of `acting_tensors`."""
+    """The weights, the normaliser, and the low and high end of the action box, from a file of `Checkpoint.acting`."""
     tensors = load_file(path)
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     normaliser = Normaliser(tensors["normaliser.mean"].numpy(), tensors["normaliser.std"].numpy())

@@ -96,7 +96,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
              for name in ("width", "layers", "heads", "feature_map", "max_timesteps", "return_scale")}
     facts = {"format": FORMAT, "environment": spaces.environment, "observation_dim": spaces.observation_dim,
              "action_dim": spaces.action_dim, **model, "target_return": float(trace.target_return)}
-    tensors = {name: tensor.float() for name, tensor in checkpoints.acting_tensors(checkpoint).items()}
+    tensors = {name: tensor.float() for name, tensor in checkpoint.acting().items()}
     checkpoints.write_tensors(folder / MODEL, tensors, {name: str(value) for name, value in facts.items()})
     checkpoints.write_tensors(folder / TRACE, trace._asdict())
     dataset = {"id": config.dataset, "fingerprint": checkpoint.dataset_fingerprint,
@@ -173,7 +173,7 @@ def check(policy, trace: Trace | None, folder: Path | str) -> None:
     held = torch.as_tensor(since < policy.config.train.context if windowed else since >= 0)
     half = torch.as_tensor(policy.spaces.action_high - policy.spaces.action_low, dtype=torch.float64) / 2
     off = ((trace.play(policy) - trace.actions).abs() / half).amax(1)[held]
-    allowed = TOLERANCES.get(getattr(policy, "engine", "torch"), TOLERANCE)
+    allowed = TOLERANCES.get(policy.engine, TOLERANCE)
     if not (off <= allowed).all():
         raise UserError(f"the policy in {folder} does not do what its golden trace says: an action is off by "
                         f"{off.nan_to_num(torch.inf).max():.2g} of the action box's half width, allowed are "

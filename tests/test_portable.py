@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_policy import TARGETS, A, O, make_checkpoint, make_policy
+from test_policy import BY_TORCH, TARGETS, A, O, make_checkpoint, make_policy
 
 from drl import checkpoint as checkpoints
 from drl import exported
@@ -67,7 +67,7 @@ def session(file):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """make_policy() as an exported policy with programs of the step, as many as can be made here."""
+    """make_policy(BY_TORCH) as an exported policy with programs of the step, as many as can be made here."""
     home = tmp_path_factory.mktemp("exported")
     checkpoints.save(make_checkpoint(), home / "run", keep=1)
     onnx = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
@@ -90,7 +90,7 @@ def onnx(folder):
 @BATCHES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_module_gives_the_bits_of_the_policys_step(batch, dtype):
-    policy, inputs = make_policy(dtype=dtype), through(batch, dtype)
+    policy, inputs = make_policy(BY_TORCH, dtype=dtype), through(batch, dtype)
     expected = step(policy, *inputs)
     assert expected.std(0).min() > 0.05, "actions that hardly differ would prove nothing"
     torch.testing.assert_close(run(StepModule(policy), policy, *inputs), expected, rtol=0, atol=0)
@@ -98,26 +98,26 @@ def test_the_module_gives_the_bits_of_the_policys_step(batch, dtype):
 
 @BATCHES
 def test_one_exported_program_gives_the_bits_of_the_policys_step_for_any_number_of_rows(pt2, batch):
-    policy, inputs = make_policy(), through(batch)
+    policy, inputs = make_policy(BY_TORCH), through(batch)
     torch.testing.assert_close(run(pt2, policy, *inputs), step(policy, *inputs), rtol=0, atol=0)
 
 
 @BATCHES
 def test_one_onnx_file_does_what_the_policy_does_for_any_number_of_rows(onnx, batch):
-    policy, inputs = make_policy(), through(batch)
+    policy, inputs = make_policy(BY_TORCH), through(batch)
     torch.testing.assert_close(run(onnx, policy, *inputs), step(policy, *inputs), rtol=ONNX, atol=ONNX)
 
 
 @pytest.mark.parametrize("program", ["pt2", "onnx"])
 def test_programs_do_what_the_golden_trace_says(folder, program, request):
     _, trace = exported.load(folder)
-    led = run(request.getfixturevalue(program), make_policy(), trace.observations[:, None], trace.rewards[:, None],
-              trace.episode_start[:, None], [float(trace.target_return)])
+    one_row = (part[:, None] for part in trace[:3])
+    led = run(request.getfixturevalue(program), make_policy(BY_TORCH), *one_row, [float(trace.target_return)])
     torch.testing.assert_close(led[:, 0], trace.actions, rtol=ONNX, atol=ONNX)
 
 
 def test_a_step_returns_what_the_next_one_takes():
-    policy = make_policy()
+    policy = make_policy(BY_TORCH)
     module = StepModule(policy)
     before = module.initial(3, 5.0)
     action, *after = module(torch.zeros(3, O), torch.zeros(3), torch.zeros(3, dtype=torch.bool), *before)
@@ -128,7 +128,7 @@ def test_a_step_returns_what_the_next_one_takes():
 
 @pytest.mark.parametrize("broken", ["observation", "kv"])
 def test_a_program_refuses_rows_that_do_not_belong_together(pt2, broken):
-    policy = make_policy()
+    policy = make_policy(BY_TORCH)
     observations, rewards, starts, targets = through(3)
     inputs = dict(zip(INPUTS, (observations[0], rewards[0], starts[0],
                                *StepModule(policy).initial(3, torch.as_tensor(targets))), strict=True))
@@ -143,5 +143,5 @@ def test_onnx_without_its_libraries_names_the_extra(tmp_path, monkeypatch, libra
     if library == "onnxscript" and not importlib.util.find_spec("onnx"):
         pytest.skip("onnx is missing first")
     with pytest.raises(UserError, match=rf"^the format onnx needs {library}; type: pip install 'drl\[onnx\]'$"):
-        export_onnx(make_policy(), tmp_path / "step.onnx")
+        export_onnx(make_policy(BY_TORCH), tmp_path / "step.onnx")
     assert not list(tmp_path.iterdir())
