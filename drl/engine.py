@@ -158,7 +158,8 @@ class InPlace:
                     _refuse(bad, self._observations, self._rewards)
                 return self._actions.copy()
             rows = self._checked(rows)
-            n = len(rows)
+            if not (n := len(rows)):
+                return self._actions[:0].copy()
             self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
             self._rewards[:n] = _per_row("reward", rewards, n)
             if bad := self._step(n, address_of(rows), _threads(n)):

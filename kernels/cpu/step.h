@@ -269,6 +269,8 @@ void attend(const Packed &p, const float *q, float *k, const float *v, int64_t s
     const int head = p.head, features = p.sizes.width / p.sizes.heads, block = features * head;
     const int first = TOKENS - QUERIES; /* the token of the first query */
     if (!before) memset(k, 0, sizeof(float) * p.heads_width);
+    for (int t = 0; t < QUERIES; ++t) /* no head writes there, and 0 times what others left may be NaN */
+        memset(out + t * out_stride + p.sizes.heads * head, 0, sizeof(Y) * (p.heads_width - p.sizes.heads * head));
     for (int h = 0; h < p.sizes.heads; ++h) {
         const float *z_before = before ? before + (int64_t)p.sizes.heads * block + h * head : nullptr;
         float *z_after = after + (int64_t)p.sizes.heads * block + h * head;
