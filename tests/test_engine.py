@@ -224,7 +224,7 @@ def test_any_layout_and_float_of_the_input_gives_the_same_bits(kind):
     frozen.flags.writeable = False
     expected, _ = policy.step(plain, np.zeros(4), policy.initial_state(4))
     for form in (plain.astype(np.float64), np.asfortranarray(plain), np.repeat(plain, 2, 0)[::2], frozen,
-                 plain[::-1].copy()[::-1], plain.tolist(), torch.tensor(plain), torch.tensor(plain).double().T.clone().T):
+                 plain[::-1].copy()[::-1], plain.tolist(), torch.tensor(plain), torch.tensor(plain.T.copy()).double().T):
         action, _ = policy.step(form, 0.0, policy.initial_state(4))
         np.testing.assert_array_equal(action, expected)
 

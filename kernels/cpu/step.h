@@ -386,12 +386,14 @@ void step(const Packed &p, const Task &task) {
     normalise(n, p.sizes.width, width, x + (int64_t)(TOKENS - 1) * n * width, normal);
     apply<STORE, A, W>(p.action, n, normal, width, read, p.actions);
     const int actions = p.sizes.action_dim;
-    for (int e = 0; e < n; ++e)
+    for (int e = 0; e < n; ++e) {
+        memset(after[e] + 3 + actions, 0, sizeof(float) * (p.state_head - 3 - actions));
         for (int i = 0; i < actions; ++i) {
             const float action = tanhf(read[e * p.actions + i]), low = p.low[i], high = p.high[i];
             after[e][3 + i] = action;
             task.action[(int64_t)e * actions + i] = action * ((high - low) / 2) + (high + low) / 2;
         }
+    }
 }
 
 } // namespace
