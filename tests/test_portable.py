@@ -5,12 +5,15 @@ One program of each format serves all numbers of rows. Rows begin anew at differ
 
 import importlib.util
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_policy import BY_TORCH, TARGETS, A, O, make_checkpoint, make_policy
 
+import drl
 from drl import checkpoint as checkpoints
 from drl import exported
 from drl.errors import UserError
@@ -135,6 +138,15 @@ def test_a_program_refuses_rows_that_do_not_belong_together(pt2, broken):
     inputs[broken] = inputs[broken][:2]
     with pytest.raises((AssertionError, RuntimeError)):
         pt2(*inputs.values())
+
+
+def test_programs_do_not_tell_where_they_were_made(folder):
+    home = str(Path(drl.__file__).parents[1]).encode()
+    files = [path for path in folder.iterdir() if path.suffix != ".pt2"]
+    contents = [path.read_bytes() for path in files]
+    with zipfile.ZipFile(folder / "step.pt2") as parts:
+        contents += [parts.read(name) for name in parts.namelist()]
+    assert not any(home in content for content in contents)
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript"])
