@@ -101,8 +101,8 @@ def export_step(policy: RecurrentPolicy) -> torch.export.ExportedProgram:
     return program
 
 
-def export_onnx(policy: RecurrentPolicy, file: Path) -> None:
-    """Write the step as one ONNX file, for any number of rows, its tensors named as in INPUTS and OUTPUTS.
+def export_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write what `export_step` made as one ONNX file, for any number of rows; tensors are named as INPUTS and OUTPUTS.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
@@ -114,7 +114,7 @@ def export_onnx(policy: RecurrentPolicy, file: Path) -> None:
         raise UserError(f"the format onnx needs {error.name}; type: pip install 'drl[onnx]'") from error
     with _quiet():
         torch.onnx.export(
-            export_step(policy), (), file, dynamo=True, dynamic_shapes=VARYING, input_names=INPUTS,
+            program, (), file, dynamo=True, dynamic_shapes=VARYING, input_names=INPUTS,
             output_names=OUTPUTS, external_data=False, verbose=False,
         )
 
