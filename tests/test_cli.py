@@ -525,7 +525,7 @@ def test_help_of_train_names_every_config_key_its_units_and_defaults(capfd):
         (["data", "collect"], ["environment steps at least", "default: D4RL's size, 200k to 2M", "default: 0"]),
         (["data", "show"], ["in the environment's units", "PNG", "drl[report]"]),
         (["report"], ["PNG", "drl[report]"]),
-        (["benchmark", "step"], ["Microseconds per action", "default: 3000"]),
+        (["benchmark", "step"], ["Microseconds per action", "default: 10000"]),
         (["benchmark", "update"], ["Milliseconds per gradient update", "default: 50"]),
         (["benchmark", "attention"], ["microseconds per call", "10^6 bytes", "default: auto"]),
     ],
