@@ -33,7 +33,7 @@ class KeyValueCache:
         self._model, self._length = model, 0
         shape = config.layers, 2, config.heads, capacity, config.width // config.heads
         self._kept = torch.empty(shape, dtype=model.head.weight.dtype).fill_(0)  # so that no step pays for new pages
-        self._visible = torch.ones(3, capacity, dtype=torch.bool).tril(capacity - 3)  # the last columns: the new tokens
+        self._mask = self._kept.new_full((3, capacity), -torch.inf).triu(capacity - 2)  # last: the new tokens' columns
 
     def clear(self) -> None:
         """Forget the episode."""
@@ -41,15 +41,15 @@ class KeyValueCache:
 
     def __call__(self, x: Tensor) -> Tensor:
         tokens, begin, end = x.shape[1], self._length, self._length + x.shape[1]
-        if end > self._visible.shape[1]:
-            raise ValueError(f"the cache is full: {begin} tokens of {self._visible.shape[1]}")
+        if end > self._mask.shape[1]:
+            raise ValueError(f"the cache is full: {begin} tokens of {self._mask.shape[1]}")
         for block, (key_HTK, value_HTK) in zip(self._model.blocks, self._kept, strict=True):
             attention = block.attention
             qkv_TD = attention.qkv(block.norm_attention(x)[0])
             q_HTK, k_HTK, v_HTK = qkv_TD.view(tokens, 3, attention.heads, -1).permute(1, 2, 0, 3)
             key_HTK[:, begin:end], value_HTK[:, begin:end] = k_HTK, v_HTK
             out_HTK = F.scaled_dot_product_attention(
-                q_HTK[None], key_HTK[None, :, :end], value_HTK[None, :, :end], attn_mask=self._visible[-tokens:, -end:]
+                q_HTK[None], key_HTK[None, :, :end], value_HTK[None, :, :end], attn_mask=self._mask[-tokens:, -end:]
             )[0]
             x = x + attention.out(out_HTK.transpose(0, 1).flatten(1))
             x = x + block.mlp(block.norm_mlp(x))
