@@ -77,4 +77,4 @@ def _measured(model: ModelConfig, batch: int, seconds: float) -> tuple[str, floa
                 taken.append((time.perf_counter_ns() - start) / 1000)
             bar.update()
     ours, alone = (summary(taken[3:])[1] for taken in times)
-    return getattr(policy, "engine", "torch"), ours, alone
+    return policy.engine, ours, alone

@@ -179,7 +179,7 @@ def lasting(setting: Setting, steps: int = LONG) -> dict:
             _timed(policy.act, observations, reward, block, begin)
             bar.update(len(block))
     resident.append(_resident_mb())
-    return {"engine": getattr(policy, "engine", "torch"), "steps": steps, "resident_mb": resident,
+    return {"engine": policy.engine, "steps": steps, "resident_mb": resident,
             "early_us": float(np.median(times[100:100 + part])), "curve": curve(times),
             "late_us": float(np.median(times[-part:]))}
 
