@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from drl.config import ModelConfig
 from drl.policy import RecurrentPolicy
 from drl.progress import progress
 
-REPEATS = 10  # at least
+TURN = 0.1  # seconds: after a call the threads of one library go on waiting busily, in the way of the other's
 
 
 def products(model: ModelConfig, batch: int) -> list[tuple[int, int, int]]:
@@ -29,9 +29,9 @@ def products(model: ModelConfig, batch: int) -> list[tuple[int, int, int]]:
     return [*embeddings, *layer * (model.layers - 1), *last, (B, D, A)]
 
 
-def batches(model: ModelConfig, batch_sizes: Sequence[int], seconds: float = 1.0) -> tuple[str, list[dict]]:
+def batches(model: ModelConfig, batch_sizes: Sequence[int], seconds: float = 2.0) -> tuple[str, list[dict]]:
     """Microseconds per environment step and the rate of its products, on one thread and on all cores, as Markdown and
-    as records. Steps and products take turns for `seconds` each row."""
+    as records. Steps and products take turns for the `seconds` of a row."""
     before = torch.get_num_threads()
     lines = [
         "| acting, B environments | threads | engine | us per call | us per environment | GFLOP/s "
@@ -66,15 +66,22 @@ def _measured(model: ModelConfig, batch: int, seconds: float) -> tuple[str, floa
         for left, right, out in matrices:
             torch.mm(left, right, out=out)
 
-    calls = (lambda: policy.act(observation, reward)), multiply
-    times: tuple[list[float], list[float]] = [], []
+    taken: dict = {lambda: policy.act(observation, reward): [], multiply: []}
     end = time.perf_counter() + seconds
-    with progress(REPEATS, "call", f"{batch} environments") as bar:
-        while len(times[0]) < REPEATS + 3 or time.perf_counter() < end:
-            for call, taken in zip(calls, times, strict=True):
-                start = time.perf_counter_ns()
-                call()
-                taken.append((time.perf_counter_ns() - start) / 1000)
+    with progress(round(seconds / TURN / 2), "turn", f"{batch} environments") as bar:
+        while not all(taken.values()) or time.perf_counter() < end:
+            for call, times in taken.items():
+                _turn(call, times, min(TURN, seconds))
             bar.update()
-    ours, alone = (summary(taken[3:])[1] for taken in times)
+    ours, alone = (summary(times)[1] for times in taken.values())
     return policy.engine, ours, alone
+
+
+def _turn(call: Callable[[], object], times: list[float], seconds: float) -> None:
+    """Append the microseconds of as many calls as begin in `seconds`, after one that is not timed."""
+    call()
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - start) / 1000)

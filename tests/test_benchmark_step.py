@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from drl import benchmark_batches, benchmark_step, benchmark_step_peers, cli
+from drl import benchmark_step, benchmark_step_peers, cli
 from drl.benchmark_batches import batches, products
 from drl.benchmark_figure import spread
 from drl.benchmark_model import TARGET_RETURN, checkpoint
@@ -165,8 +165,7 @@ def test_products_count_what_a_step_multiplies_and_nothing_that_the_action_does_
     assert counted == B * (once + 3 * blocks - spared)
 
 
-def test_batches_are_reported_on_one_thread_and_on_all_cores_beside_the_products(monkeypatch):
-    monkeypatch.setattr(benchmark_batches, "REPEATS", 1)
+def test_batches_are_reported_on_one_thread_and_on_all_cores_beside_the_products():
     before = torch.get_num_threads()
     text, records = batches(SMALL, [3, 5], seconds=0)
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (\S+) \| \d+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+x \|$", text, re.M)
