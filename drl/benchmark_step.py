@@ -28,7 +28,7 @@ from drl.progress import progress
 CHECKED = 100  # steps whose actions are compared with float64
 WARMUP = 100  # steps of another episode before the first timed one
 BLOCKS = 20
-RISING = 3000  # steps at most of a row whose steps cost more and more
+SLOW = 3000  # steps at most of a slow row
 LONG = 100_000
 
 
@@ -119,7 +119,7 @@ def measure(found: Sequence[Peer], setting: Setting) -> list[Row]:
     observations, reward = _observations(), np.ones(1)
     errors = [_error(peer, observations[: setting.checked], reward) for peer in found]
     rows = [
-        Row(peer, error, np.zeros(min(setting.steps, RISING) if peer.rises else setting.steps))
+        Row(peer, error, np.zeros(min(setting.steps, SLOW) if peer.slow else setting.steps))
         for peer, error in zip(found, errors, strict=True)
     ]
     episodes = {}
@@ -163,33 +163,40 @@ def curve(times: np.ndarray) -> list[tuple[float, float]]:
 
 
 def lasting(setting: Setting, steps: int = LONG) -> dict:
-    """Ours over one long episode: medians of a hundredth of the steps, from step 100 on and at the end, and the memory
-    that was resident after each (10^6 bytes; None where the system does not tell)."""
-    policy = RecurrentPolicy(checkpoint("linear", setting.model))
-    observations, reward = _observations(), np.ones(1)
-    times, part = np.full(steps, np.nan), steps // 100  # written now, so that it does not grow meanwhile
-    resident = []
-    for _ in range(2):  # the first time to warm up
+    """Ours over one long episode. Its last hundredth takes turns with as many steps of a young one, from step 100 on,
+    because the machine's clock may change while so long an episode lasts. Resident memory, in 10^6 bytes, is that
+    before the steps between and at the end; None where the system does not tell."""
+    old, young = (RecurrentPolicy(checkpoint("linear", setting.model)) for _ in range(2))
+    observations, reward, part = _observations(), np.ones(1), steps // 100
+    times, early = np.full(steps, np.nan), np.full(part, np.nan)  # written now, so that they do not grow meanwhile
+
+    def act(policy: RecurrentPolicy, into: np.ndarray, begin: int) -> None:
+        _timed(policy.act, observations, reward, into, begin)
+
+    for policy in (old, young, old):  # the first time to warm up
         policy.reset(1, TARGET_RETURN)
-        _timed(policy.act, observations, reward, times[: 100 + part])
-    resident.append(_resident_mb())
+        act(policy, times[:100], 0)
+    act(old, times[100:100 + part], 100)
+    resident = [_resident_mb()]
     with progress(steps, "step", "one long episode", initial=100 + part) as bar:
-        for begin in range(100 + part, steps, 1000):
-            block = times[begin:begin + 1000]
-            _timed(policy.act, observations, reward, block, begin)
+        for begin in range(100 + part, steps - part, 1000):
+            block = times[begin:min(begin + 1000, steps - part)]
+            act(old, block, begin)
             bar.update(len(block))
+    for turn in range(0, part, 100):
+        act(young, early[turn:turn + 100], 100 + turn)
+        act(old, times[steps - part:][turn:turn + 100], steps - part + turn)
     resident.append(_resident_mb())
-    return {"engine": policy.engine, "steps": steps, "resident_mb": resident,
-            "early_us": float(np.median(times[100:100 + part])), "curve": curve(times),
-            "late_us": float(np.median(times[-part:]))}
+    return {"engine": old.engine, "steps": steps, "resident_mb": resident, "early_us": float(np.median(early)),
+            "late_us": float(np.median(times[-part:])), "curve": curve(times)}
 
 
 def _sentence(lasted: dict) -> str:
     steps, early, late, (before, after) = (lasted[name] for name in ("steps", "early_us", "late_us", "resident_mb"))
     part = steps // 100
-    memory = "" if after is None else f"; resident memory {before:.1f} MB, then {after:.1f} MB"
-    return (f"One episode of {steps:,} steps: {_us(early)} us a step from 100 to {100 + part:,}, {_us(late)} us from "
-            f"{steps - part:,} to {steps:,} (medians), ratio {late / early:.3f}{memory}.")
+    memory = "" if after is None else f"; resident memory {before:.1f} MB early, {after:.1f} MB at the end"
+    return (f"One episode of {steps:,} steps: {_us(late)} us a step from {steps - part:,} on, in turns with steps 100 "
+            f"to {100 + part:,} of another, {_us(early)} us (medians), ratio {late / early:.3f}{memory}.")
 
 
 def _observations() -> np.ndarray:

@@ -53,7 +53,7 @@ class Peer(NamedTuple):
         begin: begins an episode.
         oracle: the same in float64, at any speed; None: a model with numbers of its own.
         tolerance: largest error of an action that counts as right; actions are in [-1, 1].
-        rises: whether a step costs more the later it is.
+        slow: whether fewer steps must do.
         drawn: whether the figure has a line for it.
     """
 
@@ -62,7 +62,7 @@ class Peer(NamedTuple):
     begin: Begin
     oracle: Begin | None
     tolerance: float = 1e-3
-    rises: bool = False
+    slow: bool = False
     drawn: bool = True
 
 
@@ -233,13 +233,13 @@ def _cache(key: str, setting: Setting) -> Peer:
     policy = WindowPolicy(checkpoint("softmax", setting.model))
     exact = WindowPolicy(checkpoint("softmax", setting.model, context=setting.checked)).double()
     begin = remembered(policy, KeyValueCache(policy.model, setting.steps))
-    return Peer(key, "softmax, keys and values cached", begin, stepped(exact), rises=True)
+    return Peer(key, "softmax, keys and values cached", begin, stepped(exact), slow=True)
 
 
 def _window(key: str, setting: Setting) -> Peer:
     of = checkpoint("softmax", setting.model)
     return Peer(key, "softmax, window of 20 re-run", stepped(WindowPolicy(of)), stepped(WindowPolicy(of).double()),
-                rises=True)
+                slow=True)
 
 
 PEERS: dict[str, Callable[[str, Setting], Peer]] = {

@@ -125,7 +125,7 @@ def build() -> Parser:
                   "environment, beside others' runtimes of the same step and softmax's ways of remembering, their "
                   "actions checked against float64 first; on a GPU of many environments, by CUDA graph.")
     verb.add_argument("--steps", type=int, default=10_000, help="timed environment steps of each row; 3000 at most of "
-                      "those whose steps cost more and more")
+                      "softmax, which is slow")
     verb.add_argument("--threads", type=int, default=1, help="of torch and every other runtime")
     verb.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     verb.add_argument("--peers", type=str, default="", help="rows of the CPU's table, separated by commas, e.g. "
