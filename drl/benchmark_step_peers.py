@@ -4,11 +4,9 @@ Every peer turns an observation (1, O) and a reward (1,), numpy, into an action 
 a time. Peers are found, never required: what cannot be measured here says why in one line.
 """
 
-import contextlib
-import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +77,8 @@ def peers(wanted: str, setting: Setting) -> tuple[list[Peer], dict[str, str]]:
     for name in sorted(names - PEERS.keys()):
         raise UserError(f"nothing that acts is called {name!r}; {did_you_mean(name, PEERS)}")
     found, missing = [], {}
-    with _quiet(), progress(len(names), "rows", "building") as bar:
+    # exporters and compilers warn of what nobody can act on here
+    with warnings.catch_warnings(action="ignore"), progress(len(names), "row", "building") as bar:
         for key in (key for key in PEERS if key in names):
             try:
                 found.append(PEERS[key](key, setting))
@@ -104,18 +103,6 @@ def stepped(policy: RecurrentPolicy | WindowPolicy) -> Begin:
         return act
 
     return begin
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of exporters and compilers, which nobody can act on here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def _stepping(name: str, engine: str, tolerance: float = 1e-3, drawn: bool = False):
@@ -187,7 +174,7 @@ def _onnx(key: str, setting: Setting) -> Peer:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("needs ONNX Runtime; type: pip install onnxruntime onnx onnxscript") from error
+        raise UserError("needs ONNX Runtime; type: pip install 'drl[onnx]'") from error
     module = _module(setting)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "step.onnx"

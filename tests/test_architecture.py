@@ -77,6 +77,7 @@ DOORS = {  # the only modules through which a library comes in
     "mujoco": {"drl.envs"},
     "onnx": {"drl.portable"},
     "onnxscript": {"drl.portable"},
+    "onnxruntime": {"drl.benchmark_step_peers"},
     "tensorboard": {"drl.tracker"},
     "threadpoolctl": {"drl.behaviour.play"},
     "torch.utils.tensorboard": {"drl.tracker"},
