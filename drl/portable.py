@@ -7,6 +7,10 @@ ONNX runtime does.
 Dimension key: B rows, L layers, H heads, K features per head, V values per head, O observation, A action.
 """
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -101,10 +105,24 @@ def export_onnx(policy: RecurrentPolicy, file: Path) -> None:
     except ImportError as error:
         raise UserError(f"the format onnx needs {error.name}; type: pip install 'drl[onnx]'") from error
     module, arguments, shapes = _example(policy)
-    torch.onnx.export(
-        module, arguments, file, dynamo=True, dynamic_shapes=shapes, input_names=INPUTS, output_names=OUTPUTS,
-        external_data=False, verbose=False,
-    )
+    with _quiet():
+        torch.onnx.export(
+            module, arguments, file, dynamo=True, dynamic_shapes=shapes, input_names=INPUTS, output_names=OUTPUTS,
+            external_data=False, verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter warns about torch's own code, and of torchvision, which no step of ours uses."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _example(policy: RecurrentPolicy) -> tuple[StepModule, tuple[Tensor, ...], tuple[dict[int, object], ...]]:
