@@ -15,6 +15,7 @@ from drl.benchmark_step import Row, curve, lasting, measure, table
 from drl.benchmark_step_memories import KeyValueCache, remembered
 from drl.benchmark_step_peers import PEERS, Setting, peers, stepped
 from drl.config import ModelConfig
+from drl.engine import unavailable
 from drl.errors import UserError
 from drl.policy import RecurrentPolicy, WindowPolicy
 
@@ -47,6 +48,14 @@ def test_rows_are_reported_with_error_steps_spread_ratio_and_the_machine():
         assert float(error) < 1e-5 and int(steps) == 40 and 0 < float(low) <= float(median) <= float(high)
     assert float(rows[0][-1]) == 1
     assert "width 16" in text and "1 torch threads" in text and f"torch {torch.__version__}" in text
+
+
+@pytest.mark.skipif(bool(unavailable()), reason="the compiled step is not here")
+def test_every_way_to_call_ours_is_right():
+    found, missing = peers("cpu,cpu-step,cpu-bfloat16,cpu-bfloat16-step", SETTING)
+    rows = measure(found, SETTING)
+    assert len(rows) == 4 and not missing and not any(row.wrong for row in rows)
+    assert [row.error < 1e-5 for row in rows] == [True, True, False, False], "bfloat16 weights are coarser"
 
 
 def test_slow_rows_are_cut_short_and_no_step_goes_untimed(monkeypatch):
