@@ -191,14 +191,16 @@ def report(options) -> None:
 
 
 def benchmark_step(options) -> None:
-    from drl.benchmark import act, step
+    from drl.benchmark import act
+    from drl.benchmark_step import step
     from drl.captured import is_cuda
     from drl.train import resolve_device
 
-    if is_cuda(resolve_device(options.device)):
-        print(act(batch_sizes=options.batch_sizes, steps=options.steps))
+    fields = options.as_dict()
+    if is_cuda(resolve_device(fields.pop("device"))):
+        print(act(batch_sizes=options.batch_sizes or (1, 64, 1024, 4096), steps=options.steps))
     else:
-        print(step(steps=options.steps, threads=options.threads))
+        print(step(among=fields.pop("peers"), json_file=fields.pop("json"), **fields))
 
 
 def benchmark_update(options) -> None:

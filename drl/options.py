@@ -133,13 +133,23 @@ def build() -> Parser:
     verb = Parser(description="Measure speed on this machine; prints hardware, versions, median and spread.")
     verbs.add_subcommand("benchmark", verb, help="measure speed")
     benchmarks = verb.add_subcommands(dest="verb")
-    verb = Parser(description="Microseconds per action: on the CPU of one environment, recurrent step and recomputed "
-                  "window; on a GPU of many at once, by CUDA graph.")
-    verb.add_argument("--steps", type=int, default=3000, help="timed environment steps of each row")
-    verb.add_argument("--threads", type=int, default=1, help="torch threads")
+    verb = Parser(description="Microseconds per action, from a numpy observation to a numpy action: on the CPU of one "
+                  "environment, beside others' runtimes of the same step and softmax's ways of remembering, their "
+                  "actions checked against float64 first; on a GPU of many environments, by CUDA graph.")
+    verb.add_argument("--steps", type=int, default=10_000, help="timed environment steps of each row; 3000 at most of "
+                      "softmax, which is slow")
+    verb.add_argument("--threads", type=int, default=1, help="of torch and every other runtime")
     verb.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
-    verb.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 64, 1024, 4096], help="environments side by "
-                      "side, on a GPU")
+    verb.add_argument("--peers", type=str, default="", help="rows of the CPU's table, separated by commas, e.g. "
+                      "cpu,torch,window; compile, aotinductor and onnx take a minute to build (default: all that are "
+                      "here)")
+    verb.add_argument("--batch_sizes", type=int, nargs="+", default=[], help="environments side by side: on the CPU a "
+                      "second table, beside the time of the matrix products alone; on a GPU (default: 1 64 1024 4096)")
+    verb.add_argument("--long", action="store_true", help="step ours 100,000 times as well: time and memory, early and "
+                      "late")
+    verb.add_argument("--figure", type=str | None, default=None, help="draw microseconds against the step of the "
+                      "episode into this PNG file; needs the extra drl[report]")
+    verb.add_argument("--json", type=str | None, default=None, help="file for all that was measured")
     benchmarks.add_subcommand("step", verb, help="microseconds per action")
     verb = Parser(description="Milliseconds per gradient update (width 128, 3 layers, chunks of 20 steps), on the GPU "
                   "where there is one.")

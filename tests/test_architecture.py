@@ -17,7 +17,7 @@ MODULES = {
 FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
     {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
-    {"drl.config"},
+    {"drl.config", "drl.benchmark_figure"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.triton.tiles"},
     {
@@ -47,15 +47,15 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.behaviour.pieces", "drl.behaviour.plan"},
     {"drl.behaviour"},
     {"drl.checkpoint", "drl.collect", "drl.descent"},
-    {"drl.policy_state"},
+    {"drl.policy_state", "drl.benchmark_model"},
     {"drl.engine"},
     {"drl.acting", "drl.exported"},
     {"drl.policy_doors"},
     {"drl.policy"},
-    {"drl.evaluate", "drl.trainer", "drl.portable"},
-    {"drl.train", "drl.export"},
+    {"drl.evaluate", "drl.trainer", "drl.portable", "drl.benchmark_batches", "drl.benchmark_step_memories"},
+    {"drl.train", "drl.export", "drl.benchmark_step_peers"},
     {"drl.card"},
-    {"drl.report", "drl.benchmark"},
+    {"drl.report", "drl.benchmark", "drl.benchmark_step"},
     {"drl.options"},
     {"drl.cli"},
     {"drl.__main__"},
@@ -68,6 +68,7 @@ BACKENDS = KERNELS - {
 }
 TRITON = {module for module in KERNELS if module.startswith("drl.kernels.triton.")}  # not the door, which is light
 DOORS = {  # the only modules through which a library comes in
+    "fast_transformers": {"drl.benchmark_step_peers"},
     "fla": {"drl.benchmark_peers"},
     "gymnasium": {"drl.envs", "drl.data.minari_writer"},
     "h5py": {"drl.data.d4rl_hdf5", "drl.data.minari_hdf5", "drl.data.minari_writer"},
@@ -77,6 +78,7 @@ DOORS = {  # the only modules through which a library comes in
     "mujoco": {"drl.envs"},
     "onnx": {"drl.portable"},
     "onnxscript": {"drl.portable"},
+    "onnxruntime": {"drl.benchmark_step_peers"},
     "tensorboard": {"drl.tracker"},
     "threadpoolctl": {"drl.behaviour.play"},
     "torch.utils.tensorboard": {"drl.tracker"},

@@ -561,7 +561,7 @@ def test_help_of_train_names_every_config_key_its_units_and_defaults(capfd):
         (["data", "show"], ["in the environment's units", "PNG", "drl[report]"]),
         (["export"], ["golden trace of 100 steps", "drl[onnx]", "default: ['safetensors']"]),
         (["report"], ["PNG", "drl[report]"]),
-        (["benchmark", "step"], ["Microseconds per action", "default: 3000"]),
+        (["benchmark", "step"], ["Microseconds per action", "default: 10000"]),
         (["benchmark", "update"], ["Milliseconds per gradient update", "default: 50"]),
         (["benchmark", "attention"], ["microseconds per call", "10^6 bytes", "default: auto"]),
     ],
