@@ -38,6 +38,7 @@ class _Policy:
             raise UserError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
         spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
         self.config, self.spaces, self.device = checkpoint.config, spaces, device
+        self.engine = "torch"
         model = DecisionTransformer(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
         try:
             model.load_state_dict(checkpoint.weights)

@@ -49,6 +49,8 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.policy_state"},
     {"drl.acting"},
     {"drl.policy"},
+    {"drl.players"},
+    {"drl.rollout"},
     {"drl.evaluate", "drl.trainer"},
     {"drl.train"},
     {"drl.card"},

@@ -12,9 +12,11 @@ from drl.checkpoint import Checkpoint
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError
-from drl.evaluate import FILE, LANE, Rollouts, evaluate, read, resolve_mode, rollout, store, tags
+from drl.evaluate import FILE, evaluate, read, resolve_mode, store, tags
 from drl.model import DecisionTransformer
+from drl.players import LANE
 from drl.policy import RecurrentPolicy, WindowPolicy
+from drl.rollout import Rollouts, rollout
 from drl.tracker import Tracker
 
 EPISODES, SEED, TARGET = 19, 300, 700.0
