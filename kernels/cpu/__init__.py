@@ -1,0 +1,130 @@
+"""The whole step of a policy as one compiled function: weights packed once, nothing allocated, one thread or several.
+
+    drl_policy.h      the C interface: what a program in C includes
+    policy.cpp        instruction set, packing, the calls
+    step.h            one environment step; the step_*.cpp compile it once for each instruction set
+    file.h, file.cpp  reads the model.safetensors of an exported policy
+
+This file is the door from Python, with addresses for arguments: it knows neither numpy nor a policy. The library is
+built where a C++ compiler is found; without it the package works, slower.
+"""
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from importlib import machinery
+from pathlib import Path
+
+from torch import Tensor
+
+ABI = 1
+PRECISIONS = {"float32": 0, "bfloat16": 1}
+FEATURE_MAPS = {"elu1": 0, "relu": 1, "identity": 2}
+ERROR = 500  # bytes of a message
+
+
+class Sizes(ctypes.Structure):
+    """drl_sizes of drl_policy.h."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in (
+        "observation_dim", "action_dim", "width", "layers", "heads", "max_timesteps", "feature_map"
+    )] + [("return_scale", ctypes.c_float)]
+
+
+class _Named(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("count", ctypes.c_int64)]
+
+
+def header() -> Path:
+    """The folder of drl_policy.h, for a C compiler."""
+    return Path(__file__).parent
+
+
+def library() -> Path | None:
+    """The compiled library, to be linked with; None where it was not built."""
+    found = (Path(__file__).parent / f"_policy{suffix}" for suffix in machinery.EXTENSION_SUFFIXES)
+    return next(filter(Path.is_file, found), None)
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the compiled step cannot run here; None if it can."""
+    try:
+        _library()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def instruction_sets() -> list[str]:
+    """What this machine can run, best first: of avx512-bf16, avx512, avx2, baseline.
+
+    Raises:
+        OSError: there is no library.
+    """
+    return _library().drl_instruction_sets().decode().split()
+
+
+class Policy:
+    """A packed policy. Its arrays are given as addresses of C-contiguous memory; nothing is checked here.
+
+    Attributes:
+        state_size, state_head, state_padded: as in drl_policy.h.
+        step: drl_policy_step without its first argument.
+    """
+
+    def __init__(self, sizes: Sizes, tensors: Mapping[str, Tensor], precision: str, instruction_set: str | None = None):
+        """`tensors`: float32, on the CPU, by the names of the exported file.
+
+        Raises:
+            OSError: there is no library.
+            ValueError: a tensor is missing or does not fit the sizes, or the machine lacks the instruction set.
+        """
+        functions = _library()
+        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        named = (_Named * len(kept))(*(
+            _Named(name.encode(), tensor.data_ptr(), tensor.numel()) for name, tensor in kept.items()
+        ))
+        error = ctypes.create_string_buffer(ERROR)
+        wanted = None if instruction_set is None else instruction_set.encode()
+        self._policy = functions.drl_policy_new(
+            ctypes.byref(sizes), named, len(kept), PRECISIONS[precision], wanted, error, ERROR
+        )
+        if not self._policy:
+            raise ValueError(error.value.decode(errors="replace"))
+        self.state_size = functions.drl_policy_state_size(self._policy)
+        self.state_head = functions.drl_policy_state_head(self._policy)
+        self.state_padded = functions.drl_policy_state_padded(self._policy)
+        self.instruction_set = functions.drl_policy_instruction_set(self._policy).decode()
+        self.step = functools.partial(functions.drl_policy_step, self._policy)
+
+    def __del__(self):
+        if getattr(self, "_policy", None):
+            _library().drl_policy_free(self._policy)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    file = library()
+    if file is None:
+        raise OSError("was not built: install a C++ compiler (apt install g++) and drl again, or use engine 'torch'")
+    functions = ctypes.CDLL(str(file))
+    pointer, number, size, text = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t, ctypes.c_char_p
+    for name, result, arguments in (
+        ("drl_abi", ctypes.c_int, []),
+        ("drl_instruction_sets", text, []),
+        ("drl_policy_new", pointer, [ctypes.POINTER(Sizes), ctypes.POINTER(_Named), number, ctypes.c_int, text, text,
+                                     size]),
+        ("drl_policy_free", None, [pointer]),
+        ("drl_policy_instruction_set", text, [pointer]),
+        ("drl_policy_state_size", number, [pointer]),
+        ("drl_policy_state_head", number, [pointer]),
+        ("drl_policy_state_padded", number, [pointer]),
+        ("drl_policy_step", number, [pointer, number, *[pointer] * 7, ctypes.c_int]),
+    ):
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments
+    if functions.drl_abi() != ABI:
+        raise OSError(f"{file.name} is of another version of drl; install drl again")
+    return functions
