@@ -200,6 +200,12 @@ def benchmark_update(options) -> None:
                  seeds=options.seeds, precision=options.precision, compile=options.compile))
 
 
+def benchmark_evaluate(options) -> None:
+    from drl.benchmark_evaluate import evaluate
+
+    print(evaluate(**options.as_dict()))
+
+
 def benchmark_attention(options) -> None:
     from drl.benchmark_attention import attention
 
@@ -212,7 +218,8 @@ VERBS = {"train": train, "evaluate": evaluate, "report": report,
          "benchmark": lambda options: BENCHMARKS[options.verb](options[options.verb])}
 DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_import_d4rl, "show": data_show,
         "list": data_list}
-BENCHMARKS = {"step": benchmark_step, "update": benchmark_update, "attention": benchmark_attention}
+BENCHMARKS = {"step": benchmark_step, "update": benchmark_update, "evaluate": benchmark_evaluate,
+              "attention": benchmark_attention}
 
 
 def default_parent(config: Config) -> str:

@@ -10,6 +10,7 @@ Dimension key: n the rows named in a call, O observation, A action.
 """
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def check_environment(environment: str) -> None:
 def check_fit(environment: str, spaces: Spaces, whose: str) -> None:
     """Raises UserError unless the environment is known and takes and gives what `spaces`, of `whose`, says."""
     check_environment(environment)
-    env = _make(environment)
+    env = _template(environment) if environment in BATCHED else _make(environment)
     found = (env.observation_space.shape[0], env.action_space.shape[0])
     env.close()
     if found != (spaces.observation_dim, spaces.action_dim):
@@ -104,6 +105,13 @@ def _make(environment: str) -> gym.Env:
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"environment {environment} has {name} {space}; flat Box spaces are needed")
     return env
+
+
+@functools.cache
+def _template(environment: str) -> gym.Env:
+    """One for all, to be asked for its model and constants and never stepped: making one takes as long as a hundred
+    steps."""
+    return _make(environment)
 
 
 @contextlib.contextmanager
@@ -151,15 +159,15 @@ class MujocoEnvs:
     is what makes the bits equal (tests/test_envs.py compares them).
 
     Attributes:
-        physics_seconds: processor time that the calling thread has spent in MuJoCo so far, stepping and restarting: with
-            one thread, the floor of any roll-out.
+        physics_seconds: processor time of the calling thread in MuJoCo so far, stepping and restarting: where it is the
+            only one, the floor of any roll-out.
         physics_steps: environment steps made there, all rows counted.
     """
 
     def __init__(self, environment: str, count: int, threads: int):
         from mujoco.batch import Batch
 
-        env = _make(environment)
+        env = _template(environment)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self._env, self._kind = env.unwrapped, environment.partition("-")[0]
         self._limit, self._dt = env.spec.max_episode_steps, self._env.dt
@@ -210,7 +218,7 @@ class MujocoEnvs:
         return Transition(self._clipped(state), reward, ~healthy, truncated)
 
     def close(self) -> None:
-        self._env.close()
+        """Nothing is held that others do not use."""
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:

@@ -140,6 +140,17 @@ def build() -> Parser:
     verb.add_argument("--compile", type=Literal["auto", "on", "off"], default="auto", help="torch.compile; auto: on a "
                       "GPU, for long runs")
     benchmarks.add_subcommand("update", verb, help="milliseconds per update")
+    verb = Parser(description="Environment steps per second of whole evaluations on all cores, beside the physics "
+                  "alone on the same cores and the usual loop of one environment and a recomputed softmax window.")
+    verb.add_argument("--environment", type=str, default="Hopper-v5", help="Gymnasium id")
+    verb.add_argument("--run", type=str, default="", help="run or checkpoint folder of a recurrent policy (default: "
+                      "random weights, whose episodes are short)")
+    verb.add_argument("--episodes", type=int, default=100, help="episodes of each repeat")
+    verb.add_argument("--environments", type=int, default=100, help="environments side by side")
+    verb.add_argument("--engine", type=str, default="auto", help="what computes the policy's steps")
+    verb.add_argument("--window_steps", type=int, default=300, help="environment steps of the window in each repeat")
+    verb.add_argument("--repeats", type=int, default=7, help="turns")
+    benchmarks.add_subcommand("evaluate", verb, help="environment steps per second")
     verb = Parser(description="Causal linear attention, our backends beside other implementations that are installed: "
                   "numbers checked against float64 first, then microseconds per call eager and in a CUDA graph, "
                   "kernels per call, peak memory (MB, 10^6 bytes), percent of the time that the bytes alone take. On "

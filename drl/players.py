@@ -21,8 +21,8 @@ LANE = 16
 
 Policy = RecurrentPolicy | WindowPolicy
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Of rows (n,), distinct and ascending, what they observe (n, O) float64 and what their last actions earned (n,): actions
-(n, A) float32, good until the next call. The reward of a row's first call is not read."""
+"""Takes rows (n,), distinct and ascending, what they observe (n, O) float64 and what their last actions earned (n,);
+gives actions (n, A) float32, good until the next call. The reward of a row's first call is not read."""
 
 
 def players(policy: Policy, episodes: np.ndarray, target_return: float) -> Act:

@@ -2,8 +2,8 @@
 
 Groups of episodes are shared among threads; each thread has environments of its own and takes the next group when all
 episodes of its last one are over. Policy and physics both work without the interpreter's lock, so while one thread
-decides another may move. Episode i resets with seed + i and is played alike in any group: returns are bit-equal for 1, 4
-and 100 environments and for any number of threads.
+decides another may move. Episode i resets with seed + i and is played alike in any group: returns are bit-equal for
+1, 4 and 100 environments and for any number of threads.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from drl import envs as environments
 from drl.data.store import Spaces
 from drl.envs import (
     BATCHED,
@@ -230,6 +231,7 @@ def test_an_environment_that_does_not_fit_says_what_both_have(named, cure):
 
 def test_making_an_environment_says_nothing_of_gymnasiums_own_model_files(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # where MuJoCo would leave MUJOCO_LOG.TXT
+    environments._template.cache_clear()  # one of an earlier test would do
     handler = print
     mujoco.set_mju_user_warning(handler)
     try:
