@@ -67,8 +67,8 @@ def evaluate(
         _row("one environment, softmax window of 20 recomputed by torch", rates["window"], rates["ours"]),
         "",
         f"{repeats} repeats of {episodes} episodes of {low} to {high} steps, mean {played.lengths.mean():.0f}: "
-        f"{weights}; {window_steps} steps of the window. Model: width {config.model.width}, {config.model.layers} layers, "
-        f"{config.model.heads} heads. {machine()}",
+        f"{weights}; {window_steps} steps of the window. Model: width {config.model.width}, {config.model.layers} "
+        f"layers, {config.model.heads} heads. {machine()}",
     ])
 
 
@@ -95,10 +95,10 @@ def recorded(
     for group in shared:
         act = players(policy, group, target_return)
 
-        def remembered(rows, observations, rewards, act=act, group=group):
-            actions = act(rows, observations, rewards)
+        def remembered(observations, rewards, rows, act=act, group=group):
+            actions = act(observations, rewards, rows)
             for episode, action in zip(group[rows], actions, strict=True):
-                kept[episode].append(action.copy())
+                kept[episode].append(action)
             return actions
 
         for _ in play(remembered, envs, group, seed):

@@ -1,7 +1,7 @@
 """A policy that plays: its states lie in rows, one episode each, and are overwritten at every call.
 
     act = players(policy, episodes, target_return)
-    actions = act(rows, observations, rewards)        # the first call of a row begins its episode
+    actions = act(observations, rewards, rows)        # of all rows at first, then of those that are not over
 
 What a row answers does not depend on the others. The compiled engine computes each row by itself, so that rows which
 are over cost nothing. torch's matrix products round differently for different shapes: on a CPU it plays in a lane of
@@ -21,8 +21,8 @@ LANE = 16
 
 Policy = RecurrentPolicy | WindowPolicy
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Takes rows (n,), distinct and ascending, what they observe (n, O) float64 and what their last actions earned (n,);
-gives actions (n, A) float32, good until the next call. The reward of a row's first call is not read."""
+"""Takes what rows observe (n, O) float64, what their last actions earned (n,) and which they are (n,), distinct; gives
+actions (n, A) float32. The rewards of the first call are not read. Raises ValueError where it refuses a number."""
 
 
 def players(policy: Policy, episodes: np.ndarray, target_return: float) -> Act:
@@ -53,7 +53,7 @@ class _Lane:
         self._observations = np.zeros((width, policy.spaces.observation_dim))
         self._rewards = np.zeros(width)
 
-    def __call__(self, rows: np.ndarray, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    def __call__(self, observations: np.ndarray, rewards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         slots = self._slot[rows]
         self._observations[slots], self._rewards[slots] = observations, rewards
         actions, self._state = self._step(self._observations, self._rewards, self._state)

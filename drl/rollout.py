@@ -22,6 +22,8 @@ from drl.errors import UserError
 from drl.players import Act, Policy, groups, players
 from drl.progress import progress
 
+THREAD = "drl-rollout"  # the name of each
+
 
 class Rollouts(NamedTuple):
     """One entry per episode.
@@ -62,7 +64,7 @@ def rollout(
         threads: None: one for each core. Changes the speed only.
 
     Raises:
-        UserError: the environment does not fit the policy, or the policy produced an action that is not finite.
+        UserError: the environment does not fit the policy, or one of them answered what is not finite.
     """
     check_fit(environment, policy.spaces, "the checkpoint")
     threads = threads or len(os.sched_getaffinity(0))
@@ -93,14 +95,21 @@ def play(act: Act, envs: Envs, episodes: np.ndarray, seed: int) -> Iterator[Ende
     """The episodes of a group as they end, None after every other step. Row r of `envs` plays `episodes[r]`.
 
     Raises:
-        UserError: an action is not finite.
+        UserError: an action, an observation or a reward is not finite.
     """
     low, high = envs.action_space.low, envs.action_space.high
     rows = np.arange(len(episodes))
     observations, rewards = envs.reset(rows, list(seed + episodes)), np.zeros(len(rows))
     totals, steps = np.zeros(len(rows)), 0
     while len(rows):
-        actions = act(rows, observations, rewards)
+        try:
+            actions = act(observations, rewards, rows)
+        except ValueError:
+            given = np.isfinite(observations).all(1) & np.isfinite(rewards)
+            if given.all():
+                raise
+            raise UserError(f"the environment's answer in episode {episodes[rows[~given][0]]}, step {steps} is not "
+                            "finite; its physics diverged") from None
         if not np.isfinite(actions).all():
             bad = episodes[rows[~np.isfinite(actions).all(1)][0]]
             raise UserError(f"the policy's action in episode {bad}, step {steps} is not finite; the weights or the "
@@ -136,9 +145,10 @@ def _shared(
                         if ended:
                             told.put(ended)
         except BaseException as error:  # told to the caller's thread, which raises it
+            stop.set()
             told.put(error)
 
-    workers = [threading.Thread(target=work, args=(envs,), name="drl-rollout") for envs in each]
+    workers = [threading.Thread(target=work, args=(envs,), name=THREAD) for envs in each]
     try:
         for worker in workers:
             worker.start()
