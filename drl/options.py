@@ -147,9 +147,10 @@ def build() -> Parser:
                       "random weights, whose episodes are short)")
     verb.add_argument("--episodes", type=int, default=100, help="episodes of each repeat")
     verb.add_argument("--environments", type=int, default=100, help="environments side by side")
-    verb.add_argument("--engine", type=str, default="auto", help="what computes the policy's steps")
+    verb.add_argument("--engine", type=str, default="auto", help="of the policy: cpu, cpu-bfloat16 or torch; "
+                      "auto: cpu where it was built")
     verb.add_argument("--window_steps", type=int, default=300, help="environment steps of the window in each repeat")
-    verb.add_argument("--repeats", type=int, default=7, help="turns")
+    verb.add_argument("--repeats", type=int, default=7, help="turns that each takes")
     benchmarks.add_subcommand("evaluate", verb, help="environment steps per second")
     verb = Parser(description="Causal linear attention, our backends beside other implementations that are installed: "
                   "numbers checked against float64 first, then microseconds per call eager and in a CUDA graph, "
