@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drl import checkpoint as checkpoints
+from drl import exported
 from drl.acting import InPlace
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
@@ -58,12 +58,15 @@ class Doors:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu", engine: str = "auto") -> Self:
-        """From a run or checkpoint folder.
+        """From a run, a checkpoint or an exported policy, which must do what its golden trace says.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged, or the engine is unknown.
+            UserError: the folder is none of them, it is damaged, or the engine is unknown.
         """
-        return cls(checkpoints.load(folder), device, engine)
+        checkpoint, trace = exported.load(folder)
+        policy = cls(checkpoint, device, engine)
+        exported.check(policy, trace, folder)
+        return policy
 
     def double(self) -> Self:
         """The same policy in float64, in place: for checking numbers, not for speed."""

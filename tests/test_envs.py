@@ -93,6 +93,7 @@ OUT_OF_REACH = {  # (qpos or qvel, channel, value) that random actions do not co
     "bent backwards": ("Walker2d-v5", "qpos", 2, -1.1, True),
     "high is healthy": ("Hopper-v5", "qpos", 1, 9.0, False),
     "leaning": ("Hopper-v5", "qpos", 2, -0.5, True),
+    "leaning the other way": ("Hopper-v5", "qpos", 2, 0.5, True),
     "a joint far away": ("Hopper-v5", "qpos", 3, -180.0, True),
     "a joint far away the other way": ("Hopper-v5", "qpos", 3, 180.0, True),
     "faster than is shown": ("Hopper-v5", "qvel", 0, 30.0, False),

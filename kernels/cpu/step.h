@@ -37,21 +37,31 @@ inline void save(float *to, vec value) { *(loose_vec *)to = value; }
 inline vec fill(float value) { return value - (vec){}; }
 inline vec either(ivec which, vec yes, vec no) { return (vec)((which & (ivec)yes) | (~which & (ivec)no)); }
 
+/* By halves, which is both quicker and more exact than lane by lane. */
 inline float sum(vec value) {
-    float total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += value[lane];
-    return total;
-}
-
-/* Round to nearest even, as torch does. */
-inline hvec to_half(vec value) {
-    uvec bits = (uvec)value;
-    bits += 0x7fffu + ((bits >> 16) & 1u);
-    return __builtin_convertvector(bits >> 16, hvec);
+    typedef float quarter __attribute__((vector_size(16)));
+#if LANES == 16
+    typedef float half __attribute__((vector_size(32)));
+    const half h = __builtin_shufflevector(value, value, 0, 1, 2, 3, 4, 5, 6, 7) +
+                   __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    const vec h = value;
+#endif
+#if LANES >= 8
+    const quarter four = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+#else
+    const quarter four = value;
+#endif
+    const quarter two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
+    return two[0] + two[1];
 }
 
 inline void keep(float *to, vec value) { save(to, value); }
-inline void keep(uint16_t *to, vec value) { *(loose_hvec *)to = to_half(value); }
+#if PAIRS
+inline void keep(uint16_t *to, vec value) {
+    *(loose_hvec *)to = (hvec)_mm512_cvtneps_pbh((__m512)value);
+}
+#endif
 
 /* exp(x) for x <= 0, relative error below 2e-7, 0 below -87: x = n ln 2 + r, 2^n from the exponent's bits, e^r a minimax
  * polynomial on |r| <= ln 2 / 2. */
