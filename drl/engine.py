@@ -6,7 +6,6 @@ Python's, so threads run side by side.
 Dimension key: B rows of the state, n rows of a call, O observation, A action, S numbers of a row's state.
 """
 
-import threading
 import zlib
 from collections.abc import Mapping
 
@@ -121,18 +120,17 @@ class Engine:
 
 
 class InPlace:
-    """Rows of a policy whose states stay here: a call touches no other memory.
+    """Rows of a policy whose states stay here: a call touches no other memory. For one thread at a time.
 
     Called as `act(observations (n, O), rewards (n,) or a number, rows (n,) or None for all)`, it returns actions (n, A)
     float32.
 
     Raises:
         ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite.
-        RuntimeError: another thread is in a call of the same object.
     """
 
     def __init__(self, policy: CompiledPolicy, state: PackedState, observation_dim: int, action_dim: int):
-        self._state, self._lock, B = state, threading.Lock(), len(state)
+        self._state, B = state, len(state)
         self._observations = np.zeros((B, observation_dim), np.float32)
         self._rewards, self._actions = np.zeros(B, np.float32), np.zeros((B, action_dim), np.float32)
         observation, reward, action = map(address_of, (self._observations, self._rewards, self._actions))
@@ -147,25 +145,20 @@ class InPlace:
         return len(self._rewards)
 
     def __call__(self, observations, rewards=0.0, rows: np.ndarray | None = None) -> np.ndarray:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
-                               "own")
-        try:
-            if rows is None:
-                self._observations[...] = _rows("observation", observations, self._observations.shape)
-                self._rewards[...] = _per_row("reward", rewards, len(self._rewards))
-                if bad := self._step_all():
-                    _refuse(bad, self._observations, self._rewards)
-                return self._actions.copy()
-            rows = self._checked(rows)
-            n = len(rows)
-            self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
-            self._rewards[:n] = _per_row("reward", rewards, n)
-            if bad := self._step(n, address_of(rows), _threads(n)):
+        if rows is None:
+            self._observations[...] = _rows("observation", observations, self._observations.shape)
+            self._rewards[...] = _per_row("reward", rewards, len(self._rewards))
+            if bad := self._step_all():
                 _refuse(bad, self._observations, self._rewards)
-            return self._actions[:n].copy()
-        finally:
-            self._lock.release()
+            return self._actions.copy()
+        rows = self._checked(rows)
+        if not (n := len(rows)):
+            return self._actions[:0].copy()
+        self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
+        self._rewards[:n] = _per_row("reward", rewards, n)
+        if bad := self._step(n, address_of(rows), _threads(n)):
+            _refuse(bad, self._observations, self._rewards)
+        return self._actions[:n].copy()
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
         rows = np.array(rows, np.int64)

@@ -44,10 +44,11 @@ def export(run: Path, folder: Path, *, formats: list[str] | tuple[str, ...] = ()
     evaluations = [result for result in evaluate.read(home) if result["step"] == checkpoint.step]
     with disk.refusal_told(folder.parent, "the exported policy", "name another folder"), disk.whole(folder) as new:
         exported.write(new, checkpoint, trace, evaluations)
+        program = export_step(policy) if {"pt2", "onnx"} & set(formats) else None
         if "pt2" in formats:
-            torch.export.save(export_step(policy), new / PT2)
+            torch.export.save(program, new / PT2)
         if "onnx" in formats:
-            export_onnx(policy, new / ONNX)
+            export_onnx(program, new / ONNX)
 
 
 def _require_place(folder: Path, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ Both policies of policy.py have them; how an action is decided is theirs.
 Dimension key: B rows, O observation, A action.
 """
 
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +47,7 @@ class Doors:
         arrays = (normaliser.mean, normaliser.std, spaces.action_low, spaces.action_high)
         self._mean, self._std, self._low, self._high = (torch.as_tensor(array, device=device) for array in arrays)
         self._remembered: Any = None
+        self._acting = threading.Lock()
 
     @staticmethod
     def resolve(engine: str, device: str) -> str:
@@ -124,9 +126,19 @@ class Doors:
 
         Raises:
             ValueError: as `step`.
+            RuntimeError: another thread is in `act` of the same policy.
         """
-        if self._remembered is None:
-            self.reset(len(observation))
+        if not self._acting.acquire(blocking=False):
+            raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
+                               "own")
+        try:
+            if self._remembered is None:
+                self.reset(len(observation))
+            return self._act(observation, reward)
+        finally:
+            self._acting.release()
+
+    def _act(self, observation, reward):
         if isinstance(self._remembered, InPlace):
             batch = len(self._remembered)
             action = self._remembered(self._observation(observation, batch), self._per_row("reward", reward, batch))

@@ -24,6 +24,7 @@ from drl.policy import RecurrentPolicy
 INPUTS = ("observation", "reward", "episode_start", "target_return", "return_to_go", "timestep", "previous_action",
           "kv", "z")
 OUTPUTS = ("action", "next_return_to_go", "next_timestep", "next_previous_action", "next_kv", "next_z")
+VARYING = tuple({0: torch.export.Dim("batch")} for _ in INPUTS)  # the first dimension of each input: rows
 
 
 class StepModule(nn.Module):
@@ -89,12 +90,19 @@ class StepModule(nn.Module):
 def export_step(policy: RecurrentPolicy) -> torch.export.ExportedProgram:
     """The step as a torch.export program for any number of rows: torch.export.save writes it, torch.export.load(file)
     .module() is called with the arguments of `StepModule.forward`."""
-    module, arguments, shapes = _example(policy)
-    return torch.export.export(module, arguments, dynamic_shapes=shapes)
+    module = StepModule(policy).eval()
+    rows = 2
+    observation, zeros = module.mean.expand(rows, -1).clone(), module.mean.new_zeros(rows)
+    arguments = (observation, zeros, torch.zeros(rows, dtype=torch.bool), *module.initial(rows, 0.0))
+    program = torch.export.export(module, arguments, dynamic_shapes=VARYING)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names folders of the machine that exports
+    return program
 
 
-def export_onnx(policy: RecurrentPolicy, file: Path) -> None:
-    """Write the step as one ONNX file, for any number of rows, its tensors named as in INPUTS and OUTPUTS.
+def export_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write what `export_step` made as one ONNX file, for any number of rows; tensors are named as INPUTS and OUTPUTS.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
@@ -104,11 +112,10 @@ def export_onnx(policy: RecurrentPolicy, file: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"the format onnx needs {error.name}; type: pip install 'drl[onnx]'") from error
-    module, arguments, shapes = _example(policy)
     with _quiet():
         torch.onnx.export(
-            module, arguments, file, dynamo=True, dynamic_shapes=shapes, input_names=INPUTS, output_names=OUTPUTS,
-            external_data=False, verbose=False,
+            program, (), file, dynamo=True, dynamic_shapes=VARYING, input_names=INPUTS,
+            output_names=OUTPUTS, external_data=False, verbose=False,
         )
 
 
@@ -123,13 +130,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
-
-
-def _example(policy: RecurrentPolicy) -> tuple[StepModule, tuple[Tensor, ...], tuple[dict[int, object], ...]]:
-    """The step, arguments to trace it with, and which of their dimensions vary: the rows."""
-    module = StepModule(policy).eval()
-    rows = 2
-    observation, zeros = module.mean.expand(rows, -1).clone(), module.mean.new_zeros(rows)
-    arguments = (observation, zeros, torch.zeros(rows, dtype=torch.bool), *module.initial(rows, 0.0))
-    batch = torch.export.Dim("batch")
-    return module, arguments, tuple({0: batch} for _ in arguments)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from test_export import edit
 
 from drl import checkpoint as checkpoints
 from drl import cli, options
@@ -480,6 +481,9 @@ def test_an_exported_policy_scores_what_its_run_scores_and_is_left_alone(drl, tm
     assert {path: path.read_bytes() for path in (tmp_path / "policy").iterdir()} == before
     (stored,) = json.loads((tmp_path / "policy" / "config.json").read_text())["scores"]["evaluations"]
     assert stored["normalized_score"] == expected["normalized_score"]
+
+    edit(tmp_path / "policy", "trace.safetensors", lambda tensors: tensors | {"actions": tensors["actions"] + 0.1})
+    assert "the policy in policy does not do what its golden trace says" in one_line(drl("evaluate", "policy"))
 
 
 def test_a_softmax_run_is_evaluated_by_window(drl):

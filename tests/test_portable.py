@@ -5,12 +5,15 @@ One program of each format serves all numbers of rows. Rows begin anew at differ
 
 import importlib.util
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_policy import BY_TORCH, TARGETS, A, O, make_checkpoint, make_policy
 
+import drl
 from drl import checkpoint as checkpoints
 from drl import exported
 from drl.errors import UserError
@@ -55,7 +58,8 @@ def run(program, policy, observations, rewards, starts, targets) -> torch.Tensor
 
 def session(file):
     """An ONNX file as a function of tensors."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     running = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def program(*tensors):
@@ -76,14 +80,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pt2(folder):
+def program(folder):
     """The step as torch.export wrote and read it."""
-    return torch.export.load(folder / "step.pt2").module()
+    return torch.export.load(folder / "step.pt2")
+
+
+@pytest.fixture(scope="module")
+def pt2(program):
+    """The same as a function of tensors."""
+    return program.module()
 
 
 @pytest.fixture(scope="module")
 def onnx(folder):
     """The same through ONNX."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
     return session(folder / "step.onnx")
 
 
@@ -108,11 +120,11 @@ def test_one_onnx_file_does_what_the_policy_does_for_any_number_of_rows(onnx, ba
     torch.testing.assert_close(run(onnx, policy, *inputs), step(policy, *inputs), rtol=ONNX, atol=ONNX)
 
 
-@pytest.mark.parametrize("program", ["pt2", "onnx"])
-def test_programs_do_what_the_golden_trace_says(folder, program, request):
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_programs_do_what_the_golden_trace_says(folder, form, request):
     _, trace = exported.load(folder)
     one_row = (part[:, None] for part in trace[:3])
-    led = run(request.getfixturevalue(program), make_policy(BY_TORCH), *one_row, [float(trace.target_return)])
+    led = run(request.getfixturevalue(form), make_policy(BY_TORCH), *one_row, [float(trace.target_return)])
     torch.testing.assert_close(led[:, 0], trace.actions, rtol=ONNX, atol=ONNX)
 
 
@@ -137,11 +149,20 @@ def test_a_program_refuses_rows_that_do_not_belong_together(pt2, broken):
         pt2(*inputs.values())
 
 
+def test_programs_do_not_tell_where_they_were_made(folder):
+    home = str(Path(drl.__file__).parents[1]).encode()
+    files = [path for path in folder.iterdir() if path.suffix != ".pt2"]
+    contents = [path.read_bytes() for path in files]
+    with zipfile.ZipFile(folder / "step.pt2") as parts:
+        contents += [parts.read(name) for name in parts.namelist()]
+    assert not any(home in content for content in contents)
+
+
 @pytest.mark.parametrize("library", ["onnx", "onnxscript"])
-def test_onnx_without_its_libraries_names_the_extra(tmp_path, monkeypatch, library):
+def test_onnx_without_its_libraries_names_the_extra(program, tmp_path, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     if library == "onnxscript" and not importlib.util.find_spec("onnx"):
         pytest.skip("onnx is missing first")
     with pytest.raises(UserError, match=rf"^the format onnx needs {library}; type: pip install 'drl\[onnx\]'$"):
-        export_onnx(make_policy(BY_TORCH), tmp_path / "step.onnx")
+        export_onnx(program, tmp_path / "step.onnx")
     assert not list(tmp_path.iterdir())

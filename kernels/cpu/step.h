@@ -269,6 +269,8 @@ void attend(const Packed &p, const float *q, float *k, const float *v, int64_t s
     const int head = p.head, features = p.sizes.width / p.sizes.heads, block = features * head;
     const int first = TOKENS - QUERIES; /* the token of the first query */
     if (!before) memset(k, 0, sizeof(float) * p.heads_width);
+    for (int t = 0; t < QUERIES; ++t) /* no head writes there, and 0 times what others left may be NaN */
+        memset(out + t * out_stride + p.sizes.heads * head, 0, sizeof(Y) * (p.heads_width - p.sizes.heads * head));
     for (int h = 0; h < p.sizes.heads; ++h) {
         const float *z_before = before ? before + (int64_t)p.sizes.heads * block + h * head : nullptr;
         float *z_after = after + (int64_t)p.sizes.heads * block + h * head;
@@ -384,12 +386,14 @@ void step(const Packed &p, const Task &task) {
     normalise(n, p.sizes.width, width, x + (int64_t)(TOKENS - 1) * n * width, normal);
     apply<STORE, A, W>(p.action, n, normal, width, read, p.actions);
     const int actions = p.sizes.action_dim;
-    for (int e = 0; e < n; ++e)
+    for (int e = 0; e < n; ++e) {
+        memset(after[e] + 3 + actions, 0, sizeof(float) * (p.state_head - 3 - actions));
         for (int i = 0; i < actions; ++i) {
             const float action = tanhf(read[e * p.actions + i]), low = p.low[i], high = p.high[i];
             after[e][3 + i] = action;
             task.action[(int64_t)e * actions + i] = action * ((high - low) / 2) + (high + low) / 2;
         }
+    }
 }
 
 } // namespace
