@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from drl import cli_benchmark
 from drl import options as command_line
 from drl.config import Config, read_config
 from drl.errors import UserError
@@ -104,7 +105,8 @@ def evaluate(options) -> None:
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **given))
     mode = evaluation.resolve_mode(options.mode if options.mode != "auto" else config.evaluate.mode,
                                    config.model.attention)
-    policy = evaluation.MODES[mode](dataclasses.replace(checkpoint, config=config), resolve_device(options.device))
+    device = resolve_device(options.device)
+    policy = evaluation.MODES[mode](dataclasses.replace(checkpoint, config=config), device, options.engine)
     exported.check(policy, trace, run)
     results = evaluation.evaluate(policy, mode=mode, step=checkpoint.step, environment=options.environment)
     if checkpoints.exists(run):  # a run folder: keep the result beside the run
@@ -190,39 +192,11 @@ def report(options) -> None:
     print(make(Path(options.runs), figure=options.figure and Path(options.figure)))
 
 
-def benchmark_step(options) -> None:
-    from drl.benchmark import act
-    from drl.benchmark_step import step
-    from drl.captured import is_cuda
-    from drl.train import resolve_device
-
-    fields = options.as_dict()
-    if is_cuda(resolve_device(fields.pop("device"))):
-        print(act(batch_sizes=options.batch_sizes or (1, 64, 1024, 4096), steps=options.steps))
-    else:
-        print(step(among=fields.pop("peers"), json_file=fields.pop("json"), **fields))
-
-
-def benchmark_update(options) -> None:
-    from drl.benchmark import update
-
-    print(update(updates=options.updates, threads=options.threads, batch_sizes=options.batch_sizes,
-                 seeds=options.seeds, precision=options.precision, compile=options.compile))
-
-
-def benchmark_attention(options) -> None:
-    from drl.benchmark_attention import attention
-
-    fields = options.as_dict()
-    print(attention(among=fields.pop("peers"), json_file=fields.pop("json"), **fields))
-
-
 VERBS = {"train": train, "evaluate": evaluate, "export": export, "report": report,
          "data": lambda options: DATA[options.verb](options[options.verb]),
-         "benchmark": lambda options: BENCHMARKS[options.verb](options[options.verb])}
+         "benchmark": cli_benchmark.run}
 DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_import_d4rl, "show": data_show,
         "list": data_list}
-BENCHMARKS = {"step": benchmark_step, "update": benchmark_update, "attention": benchmark_attention}
 
 
 def default_parent(config: Config) -> str:

@@ -1,128 +1,24 @@
-"""Evaluation: N seeded episodes in lockstep, one policy, one score.
+"""Evaluation: N seeded episodes, one policy, one score; results as the world sees them, and their file."""
 
-Episode i resets with seed + i and plays in slot i % LANE of a lane of fixed width, whatever the number of
-environments side by side: on the CPU every matrix product then has one shape, and returns are bit-equal for 1, 4
-and 100 environments and for any number of threads. A lane whose episodes are over costs nothing.
-"""
-
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
+from typing import Any
 
 from drl import scores
-from drl.envs import check_fit, make_envs
 from drl.errors import UserError
 from drl.policy import RecurrentPolicy, WindowPolicy
-from drl.progress import progress
+from drl.rollout import rollout
 from drl.versions import versions
 
-LANE = 16
 MODES = {"recurrent": RecurrentPolicy, "window": WindowPolicy}
 FILE = "evaluation.json"
-
-
-class Rollouts(NamedTuple):
-    """One entry per episode.
-
-    Attributes:
-        returns: undiscounted, in the environment's units, (N,) float64.
-        lengths: steps, (N,).
-        seeds: environment seeds, (N,).
-    """
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    seeds: np.ndarray
 
 
 def resolve_mode(mode: str, attention: str) -> str:
     """What "auto" means for this attention: recurrent where there is a state to carry."""
     return mode if mode != "auto" else ("recurrent" if attention == "linear" else "window")
-
-
-def rollout(
-    policy: RecurrentPolicy | WindowPolicy,
-    environment: str,
-    *,
-    target_return: float,
-    episodes: int,
-    seed: int,
-    environments: int = 100,
-    threads: int | None = None,
-    label: str = "evaluating",
-) -> Rollouts:
-    """Play `episodes` episodes, at most `environments` of them side by side.
-
-    Raises:
-        UserError: the environment does not fit the policy, or the policy produced an action that is not finite.
-    """
-    check_fit(environment, policy.spaces, "the checkpoint")
-    count = min(environments, episodes)
-    envs = make_envs(environment, count, threads)
-    returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
-    with _one_thread(), contextlib.closing(envs), progress(episodes, "episode", label) as bar:
-        for first in range(0, episodes, count):
-            batch = np.arange(first, min(first + count, episodes))
-            for episode, result, length in _play(policy, envs, batch, seed, target_return):
-                returns[episode], lengths[episode] = result, length
-                bar.update()
-    return Rollouts(returns, lengths, seed + np.arange(episodes))
-
-
-def _play(policy, envs, episodes: np.ndarray, seed: int, target_return: float) -> Iterator[tuple[int, float, int]]:
-    """Yield (episode, return, length) of each of `episodes` as it ends. Row r of `envs` plays episodes[r]."""
-    n, low, high = len(episodes), envs.action_space.low, envs.action_space.high
-    rows = np.arange(n)
-    lane, slot, width, lanes = _seats(episodes, policy.device)
-    observation = np.zeros((lanes, width, *envs.observation_space.shape))
-    observation[lane, slot] = envs.reset(rows, list(seed + episodes))
-    reward = np.zeros((lanes, width))
-    states = [policy.initial_state(width, target_return) for _ in range(lanes)]
-    action = np.zeros((lanes, width, len(low)), np.float32)
-    total, steps = np.zeros(n), 0
-    while len(rows):
-        for i in np.unique(lane[rows]):
-            action[i], states[i] = policy.step(observation[i], reward[i], states[i])
-        chosen = action[lane[rows], slot[rows]]
-        if not np.isfinite(chosen).all():
-            bad = episodes[rows[~np.isfinite(chosen).all(1)][0]]
-            raise UserError(f"the policy's action in episode {bad}, step {steps} is not finite; the weights or the "
-                            "observation are damaged")
-        result = envs.step(rows, np.clip(chosen, low, high))
-        observation[lane[rows], slot[rows]] = result.observations
-        reward[lane[rows], slot[rows]] = result.rewards
-        total[rows] += result.rewards
-        steps += 1
-        over = result.terminated | result.truncated
-        for row in rows[over]:
-            yield int(episodes[row]), float(total[row]), steps
-        rows = rows[~over]
-
-
-def _seats(episodes: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """(lane, slot) of each episode, the lanes' width and their number; a GPU takes all rows at once."""
-    if torch.device(device).type != "cpu":
-        return np.zeros(len(episodes), int), np.arange(len(episodes)), len(episodes), 1
-    lane = episodes // LANE - episodes[0] // LANE
-    return lane, episodes % LANE, LANE, int(lane[-1]) + 1
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small matrices are faster on one thread, and the bits do not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def evaluate(
@@ -156,6 +52,7 @@ def evaluate(
                 "seed": policy.config.seed,
                 "step": step,
                 "mode": mode,
+                "engine": policy.engine,
                 "target_return": target,
                 "episodes": config.episodes,
                 "normalized_score": None if score is None else float(score.mean()),

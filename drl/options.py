@@ -74,6 +74,9 @@ def build() -> Parser:
     verb.add_argument("--environments", type=int | None, default=None, help="environments side by side; changes the "
                       "speed only (default: the run's config)")
     verb.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
+    verb.add_argument("--engine", type=str, default="auto", help="what steps a recurrent policy: cpu (compiled), "
+                      "cpu-bfloat16 (faster, actions off by up to a few percent of their range) or torch; auto: cpu on "
+                      "a CPU where it was built")
     verb.add_argument("--json", action="store_true", help="print JSON, every episode's return included")
     verbs.add_subcommand("evaluate", verb, help="score a trained policy")
 
@@ -162,6 +165,18 @@ def build() -> Parser:
     verb.add_argument("--compile", type=Literal["auto", "on", "off"], default="auto", help="torch.compile; auto: on a "
                       "GPU, for long runs")
     benchmarks.add_subcommand("update", verb, help="milliseconds per update")
+    verb = Parser(description="Environment steps per second of whole evaluations on all cores, beside the physics "
+                  "alone on the same cores and the usual loop of one environment and a recomputed softmax window.")
+    verb.add_argument("--environment", type=str, default="Hopper-v5", help="Gymnasium id")
+    verb.add_argument("--run", type=str, default="", help="run or checkpoint folder of a recurrent policy (default: "
+                      "random weights, whose episodes are short)")
+    verb.add_argument("--episodes", type=int, default=100, help="episodes of each repeat")
+    verb.add_argument("--environments", type=int, default=100, help="environments side by side")
+    verb.add_argument("--engine", type=str, default="auto", help="of the policy: cpu, cpu-bfloat16 or torch; "
+                      "auto: cpu where it was built")
+    verb.add_argument("--window_steps", type=int, default=300, help="environment steps of the window in each repeat")
+    verb.add_argument("--repeats", type=int, default=7, help="turns that each takes")
+    benchmarks.add_subcommand("evaluate", verb, help="environment steps per second")
     verb = Parser(description="Causal linear attention, our backends beside other implementations that are installed: "
                   "numbers checked against float64 first, then microseconds per call eager and in a CUDA graph, "
                   "kernels per call, peak memory (MB, 10^6 bytes), percent of the time that the bytes alone take. On "

@@ -20,6 +20,14 @@ def ground_rules(tmp_path, monkeypatch):
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
 
 
+@pytest.fixture
+def torch_threads():
+    """Sets the threads of torch; what the machine had comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interpreter_counts_loops():
     """Triton 3.6's interpreter turns a loop's bound, an array of one number, into an int, which numpy 2.4 refuses."""

@@ -23,7 +23,8 @@ TINY = ["--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--t
         "--train.batch_size", "4", "--train.log_every", "2", "--evaluate.episodes", "2", "--device", "cpu"]
 VERBS = [[], ["train"], ["evaluate"], ["export"], ["data"], ["data", "collect"], ["data", "download"],
          ["data", "import-d4rl"], ["data", "show"], ["data", "list"], ["report"], ["benchmark"],
-         ["benchmark", "step"], ["benchmark", "update"], ["benchmark", "attention"]]
+         ["benchmark", "step"], ["benchmark", "update"], ["benchmark", "evaluate"],
+         ["benchmark", "attention"]]
 
 
 @pytest.fixture(scope="module")
@@ -563,6 +564,7 @@ def test_help_of_train_names_every_config_key_its_units_and_defaults(capfd):
         (["report"], ["PNG", "drl[report]"]),
         (["benchmark", "step"], ["Microseconds per action", "default: 10000"]),
         (["benchmark", "update"], ["Milliseconds per gradient update", "default: 50"]),
+        (["benchmark", "evaluate"], ["Environment steps per second", "default: Hopper-v5"]),
         (["benchmark", "attention"], ["microseconds per call", "10^6 bytes", "default: auto"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and len(value) < 3 else "",

@@ -1,24 +1,17 @@
-"""An evaluation is one number per episode, the same whatever plays beside it."""
+"""An evaluation is what was played, told in numbers; they go into a file and to TensorBoard."""
 
 import json
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 from drl import evaluate as evaluation
-from drl.checkpoint import Checkpoint
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
-from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError
-from drl.evaluate import FILE, LANE, Rollouts, evaluate, read, resolve_mode, rollout, store, tags
-from drl.model import DecisionTransformer
-from drl.policy import RecurrentPolicy, WindowPolicy
+from drl.evaluate import FILE, evaluate, read, resolve_mode, store, tags
+from drl.policy import RecurrentPolicy
+from drl.rollout import Rollouts, rollout
 from drl.tracker import Tracker
-
-EPISODES, SEED, TARGET = 19, 300, 700.0
-POLICIES = [RecurrentPolicy, WindowPolicy]
+from toys import SEED, TARGET, checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -26,154 +19,11 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MuJoCo may leave MUJOCO_LOG.TXT
 
 
-@pytest.fixture
-def torch_threads():
-    """Sets the threads of torch; what the machine had comes back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def checkpoint(environment="Hopper-v5", **settings):
-    """A small model with large random weights: its actions depend on everything that it sees."""
-    env = gym.make(environment)
-    (observation_dim,), box = env.observation_space.shape, env.action_space
-    env.close()
-    config = Config(
-        dataset="drl/toy/random-v0",
-        environment=environment,
-        model=ModelConfig(width=21, heads=3, layers=2),
-        train=TrainConfig(context=5),
-        evaluate=EvaluateConfig(**{"target_returns": [TARGET], "episodes": 3, "seed": SEED} | settings),
-    )
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: value if "norm" in name else 0.5 * torch.randn(value.shape, generator=generator)
-        for name, value in DecisionTransformer(config.model, observation_dim, box.shape[0]).state_dict().items()
-    }
-    normaliser = Normaliser(np.full(observation_dim, 0.1, np.float32), np.full(observation_dim, 0.7, np.float32))
-    return Checkpoint(
-        config, 7, weights, normaliser, Spaces(environment, observation_dim, box.low, box.high), "-", {}, {}
-    )
-
-
-def play(policy, environments=16, threads=1, episodes=EPISODES, environment="Hopper-v5"):
-    return rollout(
-        policy, environment, target_return=TARGET, episodes=episodes, seed=SEED, environments=environments,
-        threads=threads,
-    )
-
-
-def by_hand(policy, batch, slot_of):
-    """Returns and lengths from one gymnasium environment at a time, the policy padded to `batch` rows."""
-    env = gym.make("Hopper-v5")
-    returns, lengths = [], []
-    for episode in range(EPISODES):
-        slot, over = slot_of(episode), False
-        observation, reward = np.zeros((batch, 11)), np.zeros(batch)
-        state = policy.initial_state(batch, TARGET)
-        observation[slot], _ = env.reset(seed=SEED + episode)
-        total, steps = 0.0, 0
-        while not over:
-            action, state = policy.step(observation, reward, state)
-            observation[slot], reward[slot], terminated, truncated, _ = env.step(action[slot])
-            total, steps, over = total + reward[slot], steps + 1, terminated or truncated
-        returns.append(total)
-        lengths.append(steps)
-    env.close()
-    return returns, lengths
-
-
-@pytest.fixture(scope="module")
-def expected():
-    """Per policy, what EPISODES episodes played one at a time give."""
-    return {policy: play(policy(checkpoint()), environments=1) for policy in POLICIES}
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(
-    ("environments", "threads"), [(1, 2), (4, 1), (4, 2), (5, 1), (16, 1), (16, 2), (19, 1), (100, 2)]
-)
-def test_returns_do_not_depend_on_what_plays_beside(policy, environments, threads, expected, torch_threads):
-    torch_threads(threads)
-    played = play(policy(checkpoint()), environments, threads)
-    assert torch.get_num_threads() == threads
-    for actual, wanted in zip(played, expected[policy], strict=True):
-        np.testing.assert_array_equal(actual, wanted)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_first_episodes_do_not_depend_on_how_many_follow(policy, expected):
-    played = play(policy(checkpoint()), episodes=7)
-    np.testing.assert_array_equal(played.returns, expected[policy].returns[:7])
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_one_gymnasium_environment_at_a_time_gives_the_same_returns(policy, expected, torch_threads):
-    torch_threads(1)  # small matrices are faster so
-    returns, lengths = by_hand(policy(checkpoint()), LANE, lambda episode: episode % LANE)
-    np.testing.assert_array_equal(expected[policy].returns, returns)
-    np.testing.assert_array_equal(expected[policy].lengths, lengths)
-    np.testing.assert_array_equal(expected[policy].seeds, SEED + np.arange(EPISODES))
-    assert len(set(returns)) == EPISODES
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_without_the_padding_the_returns_are_the_same_but_for_rounding(policy, expected, torch_threads):
-    torch_threads(1)  # small matrices are faster so
-    returns, lengths = by_hand(policy(checkpoint()), 1, lambda episode: 0)
-    # a product of one row is summed in another order: float32 rounding, grown by some dozens of steps of physics
-    np.testing.assert_allclose(expected[policy].returns, returns, rtol=1e-4, atol=0)
-    np.testing.assert_array_equal(expected[policy].lengths, lengths)
-
-
-def test_the_target_return_is_asked_for():
-    policy = RecurrentPolicy(checkpoint())
-    other = rollout(policy, "Hopper-v5", target_return=-5 * TARGET, episodes=3, seed=SEED)
-    assert not np.array_equal(other.returns, play(policy, episodes=3).returns)
-
-
-class Broken(RecurrentPolicy):
-    """Has no answer in slot 5 from timestep 3 on."""
-
-    def step(self, observation, reward, state, episode_start=None):
-        begun = int(state.timestep[0])
-        action, state = super().step(observation, reward, state, episode_start)
-        if begun >= 3:
-            action[5] = np.nan
-        return action, state
-
-
-def test_an_action_that_is_not_finite_names_its_episode():
-    # of four environments the second four hold episode 5; where nobody plays slot 5, nobody minds
-    with pytest.raises(UserError) as caught:
-        play(Broken(checkpoint()), environments=4, episodes=8)
-    assert str(caught.value) == (
-        "the policy's action in episode 5, step 3 is not finite; the weights or the observation are damaged"
-    )
-
-
-def test_damaged_weights_are_not_played():
-    damaged = checkpoint()
-    damaged.weights["head.bias"][0] = torch.nan
-    with pytest.raises(UserError, match="action in episode 0, step 0 is not finite"):
-        play(RecurrentPolicy(damaged), episodes=2)
-
-
-def test_an_environment_of_other_dimensions_is_refused():
-    with pytest.raises(UserError) as caught:
-        play(RecurrentPolicy(checkpoint()), environment="Walker2d-v5")
-    assert str(caught.value) == (
-        "the checkpoint has observations of dimension 11 and actions of dimension 3, but Walker2d-v5 has 17 and 6; "
-        "use --environment Hopper-v5"
-    )
-
-
 def test_an_evaluation_is_the_rollout_that_the_config_asks_for():
     policy = RecurrentPolicy(checkpoint(episodes=5, seed=SEED, target_returns=[TARGET]))
     (result,) = evaluate(policy, mode="recurrent", step=7)
 
-    played = play(policy, episodes=5)
+    played = rollout(policy, "Hopper-v5", target_return=TARGET, episodes=5, seed=SEED)
     assert result["returns"] == played.returns.tolist()
     assert result["lengths"] == played.lengths.tolist()
     assert result["seeds"] == [SEED, SEED + 1, SEED + 2, SEED + 3, SEED + 4]

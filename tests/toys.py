@@ -1,11 +1,17 @@
-"""A toy dataset that more than one test file writes: its id, its environment, its episodes."""
+"""What more than one test file plays with: a toy dataset (its id, its environment, its episodes) and a toy policy."""
 
+import gymnasium as gym
 import numpy as np
+import torch
 
-from drl.data.store import Recorded
+from drl.checkpoint import Checkpoint
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from drl.data.store import Normaliser, Recorded, Spaces
+from drl.model import DecisionTransformer
 
 ID = "drl/toy/spring-v0"
 ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
+SEED, TARGET = 300, 700.0  # of the toy policy's evaluation
 
 
 def recorded(lengths: list[int], seed: int = 0) -> list[Recorded]:
@@ -21,3 +27,26 @@ def recorded(lengths: list[int], seed: int = 0) -> list[Recorded]:
         )
         for number, length in enumerate(lengths)
     ]
+
+
+def checkpoint(environment: str = "Hopper-v5", **settings) -> Checkpoint:
+    """A small model with large random weights: its actions depend on everything that it sees."""
+    env = gym.make(environment)
+    (observation_dim,), box = env.observation_space.shape, env.action_space
+    env.close()
+    config = Config(
+        dataset="drl/toy/random-v0",
+        environment=environment,
+        model=ModelConfig(width=21, heads=3, layers=2),
+        train=TrainConfig(context=5),
+        evaluate=EvaluateConfig(**{"target_returns": [TARGET], "episodes": 3, "seed": SEED} | settings),
+    )
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: value if "norm" in name else 0.5 * torch.randn(value.shape, generator=generator)
+        for name, value in DecisionTransformer(config.model, observation_dim, box.shape[0]).state_dict().items()
+    }
+    normaliser = Normaliser(np.full(observation_dim, 0.1, np.float32), np.full(observation_dim, 0.7, np.float32))
+    return Checkpoint(
+        config, 7, weights, normaliser, Spaces(environment, observation_dim, box.low, box.high), "-", {}, {}
+    )
