@@ -11,10 +11,11 @@ built where a C++ compiler is found; without it the package works, slower.
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import machinery
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 ABI = 1
@@ -54,6 +55,23 @@ def unavailable() -> str | None:
     except OSError as error:
         return str(error)
     return None
+
+
+def refuses(values: Tensor) -> str | None:
+    """Why the operator cannot take tensors like `values`, (..., V); None if it can."""
+    if values.device.type != "cpu":
+        return f"needs tensors on the CPU, got {values.device}; use 'chunked'"
+    if values.dtype not in (torch.float32, torch.bfloat16):
+        return f"takes float32 and bfloat16, got {values.dtype}; use 'chunked'"
+    return None
+
+
+def attend(values, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and outgoing kv, z; arguments as in linear_attention, None where there is no state; `values` are q, k and
+    v, or what one projection gives for all three."""
+    from drl.kernels.cpu import attention
+
+    return attention.attend(values, kv, z, mask, restart, feature_map, eps)
 
 
 @functools.cache
@@ -102,6 +120,18 @@ class Policy:
     def __del__(self):
         if getattr(self, "_policy", None):
             _library().drl_policy_free(self._policy)
+
+
+@functools.cache
+def function(name: str, result: type, arguments: tuple[type, ...]) -> Callable:
+    """A function of the library, for the files beside this one.
+
+    Raises:
+        OSError: there is no library.
+    """
+    found = getattr(_library(), name)
+    found.restype, found.argtypes = result, arguments
+    return found
 
 
 @functools.cache
