@@ -14,6 +14,7 @@ from drl.kernels import (
     LinearAttentionState,
     available_backends,
     chunked,
+    cpu,
     linear_attention,
     linear_attention_packed,
     linear_attention_step,
@@ -464,8 +465,6 @@ MISTAKES = {
     "unknown backend": (
         {"backend": "flash"}, "unknown backend 'flash'; expected one of auto, reference, chunked, triton, cpu"
     ),
-    "planned backend cpu": ({"backend": "cpu"}, "backend 'cpu' is unavailable: not part of this version; "
-                                                "use 'chunked'"),
     "unknown feature map": (
         {"feature_map": "exp"}, "unknown feature_map 'exp'; expected one of elu1, relu, identity"
     ),
@@ -553,7 +552,7 @@ def test_every_backend_is_listed_with_the_reason_why_it_cannot_run():
     backends = available_backends()
     assert list(backends) == ["reference", "chunked", "triton", "cpu"]
     assert backends["reference"] is None and backends["chunked"] is None
-    assert backends["cpu"] == "not part of this version; use 'chunked'"
+    assert backends["cpu"] == cpu.unavailable()
 
 
 def test_importing_the_kernels_brings_in_torch_and_nothing_else_of_weight():

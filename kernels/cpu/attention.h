@@ -64,9 +64,23 @@ void product(const Matrix &a, const Matrix &b, const Matrix &c, bool add) {
     }
 }
 
-/* The future is replaced by zero, whatever it holds. */
-void lower(const Matrix &x) {
-    for (int64_t i = 0; i < x.rows; ++i) memset(x.row(i) + i + 1, 0, (padded(i + 1) - i - 1) * sizeof(float));
+/* The sum over lanes, by halves: step.h's `sum` adds one after another. */
+inline float total(vec x) {
+    float lanes[LANES];
+    save(lanes, x);
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+/* Vector i of row t of a triangle: the future is replaced by zero, whatever it holds. */
+inline vec up_to(int64_t t, int64_t i, vec x) {
+    if (i + LANES <= t + 1) return x;
+    ivec lane;
+    for (int l = 0; l < LANES; ++l) lane[l] = l;
+    return either(lane > int(t - i), vec{}, x);
 }
 
 void transpose(const Matrix &from, const Matrix &to) {
@@ -78,39 +92,55 @@ inline const void *place(const drl_numbers &x, const drl_attention &call, int64_
     return (const char *)x.data + (row * x.batch + token * x.token + head * x.head) * (call.half ? 2 : 4);
 }
 
+/* `count` numbers to float32, then zeros up to `columns`. */
+template <class X>
+inline void read_row(const X *from, int64_t count, float *to, int64_t columns) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        if constexpr (sizeof(X) == 4) save(to + i, load(from + i));
+        else save(to + i, (vec)(__builtin_convertvector(*(const loose_hvec *)(from + i), uvec) << 16));
+    }
+    for (; i < columns; ++i) {
+        if constexpr (sizeof(X) == 4) to[i] = i < count ? from[i] : 0;
+        else {
+            const uint32_t bits = i < count ? (uint32_t)from[i] << 16 : 0;
+            memcpy(to + i, &bits, sizeof bits);
+        }
+    }
+}
+
 /* Rows of one head to float32; past the last token and the last number, zeros. */
 void read(const drl_attention &call, const drl_numbers &from, int64_t row, int64_t head, int64_t count,
           const Matrix &to) {
-    memset(to.at, 0, to.rows * to.step * sizeof(float));
     for (int64_t t = 0; t < call.tokens; ++t) {
-        float *numbers = to.row(t);
-        if (!call.half) {
-            memcpy(numbers, place(from, call, row, head, t), count * sizeof(float));
-            continue;
-        }
-        const uint16_t *halves = (const uint16_t *)place(from, call, row, head, t);
-        for (int64_t i = 0; i < count; ++i) {
-            const uint32_t bits = (uint32_t)halves[i] << 16;
-            memcpy(numbers + i, &bits, sizeof bits);
-        }
+        const void *numbers = place(from, call, row, head, t);
+        if (call.half) read_row((const uint16_t *)numbers, count, to.row(t), to.columns);
+        else read_row((const float *)numbers, count, to.row(t), to.columns);
     }
+    memset(to.row(call.tokens), 0, (to.rows - call.tokens) * to.step * sizeof(float));
+}
+
+template <class X>
+inline void write_row(const float *from, X *to, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) keep(to + i, load(from + i));
+    if (i == count) return;
+    X rest[LANES];
+    keep(rest, load(from + i));
+    memcpy(to + i, rest, (count - i) * sizeof(X));
 }
 
 void write(const drl_attention &call, const Matrix &from, const drl_numbers &to, int64_t row, int64_t head,
            int64_t count) {
     for (int64_t t = 0; t < call.tokens; ++t) {
-        const float *numbers = from.row(t);
-        void *goal = const_cast<void *>(place(to, call, row, head, t));
-        if (!call.half) {
-            memcpy(goal, numbers, count * sizeof(float));
-            continue;
-        }
-        alignas(64) uint16_t halves[PAD];
-        for (int64_t i = 0; i < count; i += PAD) {
-            for (int lane = 0; lane < PAD; lane += LANES) keep(halves + lane, load(numbers + i + lane));
-            memcpy((uint16_t *)goal + i, halves, (count - i < PAD ? count - i : PAD) * sizeof(uint16_t));
-        }
+        void *numbers = const_cast<void *>(place(to, call, row, head, t));
+        if (call.half) write_row(from.row(t), (uint16_t *)numbers, count);
+        else write_row(from.row(t), (float *)numbers, count);
     }
+}
+
+inline void clear(float *row, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) row[i] = 0;
 }
 
 /* phi of `count` numbers in each row of real tokens; the padding stays zero. */
@@ -119,11 +149,11 @@ void map_rows(const drl_attention &call, const Matrix &x, const uint8_t *mask) {
     for (int64_t t = 0; t < call.tokens; ++t) {
         float *numbers = x.row(t);
         if (mask && !mask[t]) {
-            memset(numbers, 0, count * sizeof(float));
+            clear(numbers, 0, count);
             continue;
         }
         for (int64_t i = 0; i < count; i += LANES) save(numbers + i, feature(load(numbers + i), call.feature_map));
-        memset(numbers + count, 0, (x.step - count) * sizeof(float));
+        clear(numbers, count, x.columns);
     }
 }
 
@@ -133,7 +163,7 @@ void unmap_rows(const drl_attention &call, const Matrix &gradient, const Matrix 
     for (int64_t t = 0; t < call.tokens; ++t) {
         float *numbers = gradient.row(t);
         if (mask && !mask[t]) {
-            memset(numbers, 0, gradient.step * sizeof(float));
+            clear(numbers, 0, gradient.columns);
             continue;
         }
         for (int64_t i = 0; i < gradient.columns; i += LANES) {
@@ -180,11 +210,15 @@ struct Head {
         read_state(past ? call.kv + index * call.features * call.values : nullptr, call.features, call.values, state);
         read_state(past ? call.z + index * call.features : nullptr, 1, call.features, {z, 1, K, K, 1});
         product<LOWER>(q, key_columns, weights, false);
-        lower(weights);
         for (int64_t t = 0; t < T; ++t) {
-            vec total = {};
-            for (int64_t i = 0; i < padded(t + 1); i += LANES) total += load(weights.row(t) + i);
-            denominator[t] = t < call.tokens ? sum(total) + dot(q.row(t), z, K) + call.eps : 1.0f;
+            vec seen = {};
+            for (int64_t i = 0; i < padded(t + 1); i += LANES) {
+                const vec kept = up_to(t, i, load(weights.row(t) + i));
+                save(weights.row(t) + i, kept);
+                seen += kept;
+            }
+            for (int64_t i = 0; past && i < K; i += LANES) seen += load(q.row(t) + i) * load(z + i);
+            denominator[t] = t < call.tokens ? total(seen) + call.eps : 1.0f;
         }
     }
 
@@ -226,7 +260,9 @@ void attend_backward(const drl_attention &call, int64_t row, int64_t head, float
     memset(d_denominator, 0, T * sizeof(float));
     for (int64_t t = 0; t < call.tokens; ++t) {
         scale(g, t, 1.0f / h.denominator[t]);
-        d_denominator[t] = -dot(g.row(t), out.row(t), V);
+        vec answer = {};
+        for (int64_t i = 0; i < V; i += LANES) answer += load(g.row(t) + i) * load(out.row(t) + i);
+        d_denominator[t] = -total(answer);
     }
     read_state(call.d_kv_after ? call.d_kv_after + h.index * kv_size : nullptr, F, call.values, d_state);
     read_state(call.d_z_after ? call.d_z_after + h.index * F : nullptr, 1, F, {d_z, 1, K, K, 1});
@@ -236,8 +272,7 @@ void attend_backward(const drl_attention &call, int64_t row, int64_t head, float
     product<LOWER>(g, value_columns, d_weights, false);
     for (int64_t t = 0; t < T; ++t)
         for (int64_t i = 0; i < padded(t + 1); i += LANES)
-            save(d_weights.row(t) + i, load(d_weights.row(t) + i) + d_denominator[t]);
-    lower(d_weights);
+            save(d_weights.row(t) + i, up_to(t, i, load(d_weights.row(t) + i) + d_denominator[t]));
 
     product<PAST>(d_weights, h.k, d_q, false);
     if (h.past) {
