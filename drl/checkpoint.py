@@ -53,6 +53,16 @@ class Checkpoint:
     training: dict[str, Tensor]
     dataset_return: float | None = None
 
+    def acting(self) -> dict[str, Tensor]:
+        """All that acting needs, by the names it has on disk."""
+        spaces, normaliser = self.spaces, self.normaliser
+        return {f"model.{name}": tensor for name, tensor in self.weights.items()} | {
+            "normaliser.mean": as_tensor(normaliser.mean),
+            "normaliser.std": as_tensor(normaliser.std),
+            "action.low": as_tensor(spaces.action_low),
+            "action.high": as_tensor(spaces.action_high),
+        }
+
 
 def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
     """Write into `run`, then remove all but the newest `keep` checkpoints. Returns the folder.
@@ -70,14 +80,8 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
     final = parent / f"step-{checkpoint.step:08d}"
     partial = final.with_suffix(".partial")
     partial.mkdir()
-    spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
-    acting = {f"model.{name}": tensor for name, tensor in checkpoint.weights.items()} | {
-        "normaliser.mean": as_tensor(normaliser.mean),
-        "normaliser.std": as_tensor(normaliser.std),
-        "action.low": as_tensor(spaces.action_low),
-        "action.high": as_tensor(spaces.action_high),
-    }
-    save_file(_plain(acting), partial / MODEL)
+    spaces = checkpoint.spaces
+    save_file(_plain(checkpoint.acting()), partial / MODEL)
     save_file(_plain(checkpoint.training), partial / TRAINING)
     card = {
         "format": FORMAT,

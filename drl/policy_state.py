@@ -3,8 +3,12 @@
 Dimension key: B rows, K window steps, O observation, A action.
 """
 
+import ctypes
+import math
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,3 +69,113 @@ class WindowState(NamedTuple):
     returns_to_go: Tensor
     observations: Tensor
     actions: Tensor
+
+
+class Layout(NamedTuple):
+    """Where the parts of a packed row stand: as drl_policy.h says, `padded` numbers for each head's values.
+
+    Attributes:
+        mark: of the weights, so that the state of another model is known.
+        head: numbers before the layers.
+    """
+
+    mark: int
+    layers: int
+    heads: int
+    features: int
+    action_dim: int
+    head: int
+    padded: int
+
+
+class PackedState:
+    """A PolicyState as the compiled step keeps it: one row of memory for each environment.
+
+    It has the fields of PolicyState, made when asked for; they are copies.
+
+    Attributes:
+        array: (B, S) float32, C-contiguous; not to be changed.
+    """
+
+    __slots__ = ("array", "layout", "address")
+
+    def __init__(self, array: np.ndarray, layout: Layout, address: int | None = None):
+        """`address`: of the array's first number, if it is known."""
+        self.array, self.layout = array, layout
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(array)) if address is None else address
+
+    @classmethod
+    def packed(cls, state: PolicyState, layout: Layout, size: int) -> Self:
+        """The same numbers as `state`, `size` for each row.
+
+        Raises:
+            ValueError: the state is that of a model of another shape.
+        """
+        B, dim = len(state.timestep), layout.features
+        expected = {"kv": (B, layout.heads, dim, dim), "z": (B, layout.heads, dim)}
+        found = {name: tuple(part.shape) for layer in state.attention for name, part in layer._asdict().items()}
+        if len(state.attention) != layout.layers or found != expected:
+            raise ValueError(f"the state belongs to another model: {len(state.attention)} layers of {found}, expected "
+                             f"{layout.layers} of {expected}")
+        if tuple(state.previous_action.shape) != (B, layout.action_dim):
+            raise ValueError(f"the state belongs to another model: {state.previous_action.shape[1]} action channels, "
+                             f"expected {layout.action_dim}")
+        result = cls(np.zeros((B, size), np.float32), layout)
+        result.array[:, 0], result.array[:, 1] = state.target_return.cpu(), state.return_to_go.cpu()
+        result.array[:, 2] = state.timestep.cpu().numpy().astype(np.int32).view(np.float32)
+        result.array[:, 3: 3 + layout.action_dim] = state.previous_action.cpu()
+        for layer, (kv, z) in zip(state.attention, result._layers(), strict=True):
+            kv[..., :dim], z[..., :dim] = layer.kv.cpu(), layer.z.cpu()
+        return result
+
+    def unpacked(self) -> PolicyState:
+        """The same state as tensors of its own."""
+        return PolicyState(*(getattr(self, name) for name in PolicyState._fields))
+
+    def _replace(self, **fields) -> PolicyState:
+        """As a NamedTuple's."""
+        return self.unpacked()._replace(**fields)
+
+    def to(self, device: torch.device | str) -> PolicyState:
+        """The same state as tensors on a device."""
+        return self.unpacked().to(device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Flat and named, for safetensors; PolicyState.from_tensors reads them."""
+        return self.unpacked().tensors()
+
+    @property
+    def attention(self) -> ModelState:
+        dim = self.layout.features
+        return tuple(
+            LinearAttentionState(torch.tensor(kv[..., :dim]), torch.tensor(z[..., :dim])) for kv, z in self._layers()
+        )
+
+    @property
+    def target_return(self) -> Tensor:
+        return torch.tensor(self.array[:, 0])
+
+    @property
+    def return_to_go(self) -> Tensor:
+        return torch.tensor(self.array[:, 1])
+
+    @property
+    def timestep(self) -> Tensor:
+        return torch.tensor(np.ascontiguousarray(self.array[:, 2]).view(np.int32).astype(np.int64))
+
+    @property
+    def previous_action(self) -> Tensor:
+        return torch.tensor(self.array[:, 3: 3 + self.layout.action_dim])
+
+    def _layers(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Views (B, heads, features, padded) and (B, heads, padded) of each layer's kv and z."""
+        layout = self.layout
+        shapes = (layout.heads, layout.features, layout.padded), (layout.heads, layout.padded)
+        at = layout.head
+        for _ in range(layout.layers):
+            parts = []
+            for shape in shapes:
+                end = at + math.prod(shape)
+                parts.append(self.array[:, at:end].reshape(-1, *shape))
+                at = end
+            yield parts[0], parts[1]

@@ -10,6 +10,7 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
     reference.py     the recurrence in a Python loop, any float dtype          the oracle
     chunked.py       quadratic inside a chunk, a running sum between chunks    training and acting, any device
     triton/          fused kernels                                              training and acting, on a GPU
+    cpu/             a policy's whole step, compiled                            acting, on a CPU
     feature_map.py   phi
 
 Beside it stands what a layer does to every token on its own, token_wise.py, in plain torch or as one kernel.
@@ -20,6 +21,8 @@ suffixes throughout (k_BTHK is a tensor of four dimensions):
     B batch    T tokens    H heads    K features per head    V values per head    C chunk    N chunks
 """
 
+from drl.kernels.cpu import CompiledPolicy, instruction_sets
+from drl.kernels.cpu import unavailable as compiled_unavailable
 from drl.kernels.feature_map import FEATURE_MAPS
 from drl.kernels.linear_attention import (
     LinearAttentionState,
@@ -31,9 +34,12 @@ from drl.kernels.linear_attention import (
 from drl.kernels.token_wise import residual_mlp
 
 __all__ = [
+    "CompiledPolicy",
     "FEATURE_MAPS",
     "LinearAttentionState",
     "available_backends",
+    "compiled_unavailable",
+    "instruction_sets",
     "linear_attention",
     "linear_attention_packed",
     "linear_attention_step",

@@ -18,7 +18,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
     {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config"},
-    {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked"},
+    {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.triton.tiles"},
     {
         "drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step",
@@ -47,7 +47,9 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.behaviour"},
     {"drl.checkpoint", "drl.collect", "drl.descent"},
     {"drl.policy_state"},
+    {"drl.engine"},
     {"drl.acting"},
+    {"drl.policy_doors"},
     {"drl.policy"},
     {"drl.evaluate", "drl.trainer"},
     {"drl.train"},

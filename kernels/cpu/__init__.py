@@ -24,15 +24,14 @@ FEATURE_MAPS = {"elu1": 0, "relu": 1, "identity": 2}
 ERROR = 500  # bytes of a message
 
 
-class Sizes(ctypes.Structure):
-    """drl_sizes of drl_policy.h."""
+class _Sizes(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_int32) for name in (
         "observation_dim", "action_dim", "width", "layers", "heads", "max_timesteps", "feature_map"
     )] + [("return_scale", ctypes.c_float)]
 
 
-class _Named(ctypes.Structure):
+class _Tensor(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
@@ -84,30 +83,45 @@ def instruction_sets() -> list[str]:
     return _library().drl_instruction_sets().decode().split()
 
 
-class Policy:
-    """A packed policy. Its arrays are given as addresses of C-contiguous memory; nothing is checked here.
+class CompiledPolicy:
+    """A policy packed for the compiled step. It takes addresses of C-contiguous memory and checks nothing.
 
     Attributes:
         state_size, state_head, state_padded: as in drl_policy.h.
+        instruction_set: what it was packed for.
         step: drl_policy_step without its first argument.
     """
 
-    def __init__(self, sizes: Sizes, tensors: Mapping[str, Tensor], precision: str, instruction_set: str | None = None):
-        """`tensors`: float32, on the CPU, by the names of the exported file.
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        precision: str,
+        instruction_set: str | None = None,
+        *,
+        feature_map: str,
+        **sizes: float,
+    ):
+        """Pack.
+
+        Args:
+            tensors: float32, contiguous, on the CPU, by the names of an exported file.
+            precision: what weights are kept in, "float32" or "bfloat16".
+            instruction_set: one of `instruction_sets()`; None: the first.
+            feature_map, sizes: the fields of drl_sizes.
 
         Raises:
             OSError: there is no library.
             ValueError: a tensor is missing or does not fit the sizes, or the machine lacks the instruction set.
         """
         functions = _library()
-        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        named = (_Named * len(kept))(*(
-            _Named(name.encode(), tensor.data_ptr(), tensor.numel()) for name, tensor in kept.items()
+        named = (_Tensor * len(tensors))(*(
+            _Tensor(name.encode(), tensor.data_ptr(), tensor.numel()) for name, tensor in tensors.items()
         ))
+        sizes = _Sizes(feature_map=FEATURE_MAPS[feature_map], **sizes)
         error = ctypes.create_string_buffer(ERROR)
-        wanted = None if instruction_set is None else instruction_set.encode()
         self._policy = functions.drl_policy_new(
-            ctypes.byref(sizes), named, len(kept), PRECISIONS[precision], wanted, error, ERROR
+            ctypes.byref(sizes), named, len(tensors), PRECISIONS[precision],
+            None if instruction_set is None else instruction_set.encode(), error, ERROR
         )
         if not self._policy:
             raise ValueError(error.value.decode(errors="replace"))
@@ -144,7 +158,7 @@ def _library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("drl_abi", ctypes.c_int, []),
         ("drl_instruction_sets", text, []),
-        ("drl_policy_new", pointer, [ctypes.POINTER(Sizes), ctypes.POINTER(_Named), number, ctypes.c_int, text, text,
+        ("drl_policy_new", pointer, [ctypes.POINTER(_Sizes), ctypes.POINTER(_Tensor), number, ctypes.c_int, text, text,
                                      size]),
         ("drl_policy_free", None, [pointer]),
         ("drl_policy_instruction_set", text, [pointer]),

@@ -1,0 +1,203 @@
+"""The compiled step behind a policy's doors: numpy in, numpy out, states in one block of memory.
+
+A call costs about two microseconds around the step itself: one allocation, one address, one call that holds no lock of
+Python's, so threads run side by side.
+
+Dimension key: B rows of the state, n rows of a call, O observation, A action, S numbers of a row's state.
+"""
+
+import ctypes
+import threading
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drl.config import ModelConfig
+from drl.data.store import Spaces
+from drl.errors import UserError
+from drl.kernels import CompiledPolicy, compiled_unavailable
+from drl.policy_state import Layout, PackedState, PolicyState
+
+ENGINES = {"cpu": "float32", "cpu-bfloat16": "bfloat16"}  # and what the weights are kept in
+SIZES = ("width", "layers", "heads", "max_timesteps", "feature_map", "return_scale")
+MANY = 4 * 16  # rows from which a call may use several threads
+FLOAT = 4  # bytes
+
+
+def unavailable() -> str | None:
+    """Why there is no compiled step here; None if there is."""
+    return compiled_unavailable()
+
+
+class Engine:
+    """A recurrent policy packed for this processor.
+
+    Its rows do not depend, to the last bit, on how many there are in a call nor on threads.
+
+    Attributes:
+        instruction_set: what it was packed for: avx512-bf16, avx512, avx2 or baseline.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        spaces: Spaces,
+        tensors: Mapping[str, Tensor],
+        engine: str,
+        instruction_set: str | None = None,
+    ):
+        """`tensors`: as Checkpoint.acting returns them. `instruction_set`: None for the best that the machine has.
+
+        Raises:
+            UserError: the library is not there, or the tensors do not fit.
+        """
+        if reason := unavailable():
+            raise UserError(f"engine {engine!r} {reason}")
+        self._O, self._A = spaces.observation_dim, spaces.action_dim
+        tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+        try:
+            self._policy = CompiledPolicy(
+                tensors, ENGINES[engine], instruction_set, observation_dim=self._O, action_dim=self._A,
+                **{name: getattr(config, name) for name in SIZES}
+            )
+        except ValueError as error:
+            raise UserError(f"engine {engine!r}: {error}") from error
+        self.instruction_set = self._policy.instruction_set
+        mark = 0
+        for name in sorted(tensors):
+            mark = zlib.crc32(tensors[name].numpy().data.cast("B"), mark)
+        self._layout = Layout(mark, config.layers, config.heads, config.width // config.heads, self._A,
+                              self._policy.state_head, self._policy.state_padded)
+        self._S = self._policy.state_size
+
+    def start(self, target_return: np.ndarray) -> PackedState:
+        """Rows that have not begun; target_return (B,)."""
+        array = np.zeros((len(target_return), self._S), np.float32)
+        array[:, 0] = array[:, 1] = target_return
+        return PackedState(array, self._layout)
+
+    def pack(self, state: PackedState | PolicyState) -> PackedState:
+        """The same state as this engine keeps it.
+
+        Raises:
+            ValueError: it is the state of another model.
+        """
+        if isinstance(state, PackedState):
+            if state.layout == self._layout:
+                return state
+            if state.layout.mark != self._layout.mark:
+                raise ValueError("the state belongs to another model; begin with this policy's initial_state")
+            state = state.unpacked()
+        return PackedState.packed(state, self._layout, self._S)
+
+    def step(self, observation, reward, state: PackedState | PolicyState, episode_start=None):
+        """As RecurrentPolicy.step, in numpy: actions (B, A) float32 and the new state."""
+        if type(state) is not PackedState or state.layout is not self._layout:
+            state = self.pack(state)
+        n = len(state.array)
+        S, O, A = n * self._S, n * self._O, n * self._A  # noqa: E741
+        block = np.empty(S + O + n + A, np.float32)  # the new state, and what the call reads and writes besides
+        observation = _rows("observation", observation, (n, self._O))
+        block[S:S + O] = observation.reshape(-1)
+        block[S + O:S + O + n] = _per_row("reward", reward, n)
+        begins = None
+        if episode_start is not None:
+            begins = np.empty(n, np.uint8)
+            begins[:] = _per_row("episode_start", episode_start, n)
+        address = _address(block)
+        bad = self._policy.step(
+            n, None, address + FLOAT * S, address + FLOAT * (S + O), None if begins is None else _address(begins),
+            state.address, address, address + FLOAT * (S + O + n), 1 if n < MANY else torch.get_num_threads()
+        )
+        if bad:
+            _refuse(bad, block[S:S + O].reshape(n, -1), block[S + O:S + O + n])
+        actions = block[S + O + n:].reshape(n, self._A).copy()
+        return actions, PackedState(block[:S].reshape(n, -1), self._layout, address)
+
+    def in_place(self, state: PackedState) -> "InPlace":
+        """Act over `state`, which every call overwrites."""
+        return InPlace(self._policy, state, self._O, self._A)
+
+
+class InPlace:
+    """Rows of a policy whose states stay here: a call touches no other memory.
+
+    Called as `act(observations (n, O), rewards (n,) or a number, rows (n,) or None for all)`, it returns actions (n, A)
+    float32.
+
+    Raises:
+        ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite.
+        RuntimeError: another thread is in a call of the same object.
+    """
+
+    def __init__(self, policy: CompiledPolicy, state: PackedState, observation_dim: int, action_dim: int):
+        self._step, self._state, self._lock = policy.step, state, threading.Lock()
+        B = len(state.array)
+        self._observations = np.zeros((B, observation_dim), np.float32)
+        self._rewards, self._actions = np.zeros(B, np.float32), np.zeros((B, action_dim), np.float32)
+        self._addresses = tuple(map(_address, (self._observations, self._rewards, self._actions)))
+
+    def __len__(self) -> int:
+        return len(self._rewards)
+
+    def __call__(self, observations, rewards=0.0, rows: np.ndarray | None = None) -> np.ndarray:
+        n = len(self._rewards) if rows is None else len(rows)
+        observation, reward, action = self._addresses
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
+                               "own")
+        try:
+            self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
+            self._rewards[:n] = _per_row("reward", rewards, n)
+            index = None
+            if rows is not None:
+                rows = self._checked(rows)
+                index = _address(rows)
+            state = self._state.address
+            bad = self._step(n, index, observation, reward, None, state, state, action,
+                             1 if n < MANY else torch.get_num_threads())
+            if bad:
+                _refuse(bad, self._observations, self._rewards)
+            return self._actions[:n].copy()
+        finally:
+            self._lock.release()
+
+    def _checked(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.array(rows, np.int64)
+        if rows.ndim != 1 or len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise ValueError(f"rows must be of 0 to {len(self) - 1}, got {rows}")
+        if len(rows) > 1 and len(np.unique(rows)) < len(rows):
+            raise ValueError(f"rows must be distinct, got {rows}")
+        return rows
+
+
+def _rows(name: str, values, shape: tuple[int, int]) -> np.ndarray:
+    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if values.shape != shape:
+        raise ValueError(f"{name} must be (B, {name[0].upper()}) = {shape}, got {values.shape}")
+    return values
+
+
+def _per_row(name: str, values, count: int):
+    if type(values) is float or type(values) is bool:
+        return values
+    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if values.shape not in ((), (count,)):
+        raise ValueError(f"{name} must be one number or (B,) = ({count},), got {values.shape}")
+    return values
+
+
+def _address(array: np.ndarray) -> int:
+    """Where the numbers of a writable array begin; much quicker than array.ctypes."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))
+
+
+def _refuse(bad: int, observations: np.ndarray, rewards: np.ndarray) -> None:
+    row = abs(bad) - 1
+    if bad < 0:
+        raise ValueError(f"reward of row {row} is not finite: {rewards[row]}")
+    channel = int(np.flatnonzero(~np.isfinite(observations[row]))[0])
+    raise ValueError(f"observation of row {row} is not finite: channel {channel} is {observations[row, channel]}")

@@ -1,0 +1,185 @@
+"""The doors of a policy: load, step, reset / act, predict, for one row or many, numpy or tensors.
+
+Both policies of policy.py have them; how an action is decided is theirs.
+
+Dimension key: B rows, O observation, A action.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drl import checkpoint as checkpoints
+from drl.acting import InPlace
+from drl.captured import is_cuda
+from drl.checkpoint import Checkpoint
+from drl.data.sampling import to_box
+from drl.engine import ENGINES as COMPILED
+from drl.errors import UserError
+from drl.model import DecisionTransformer
+from drl.policy_state import PolicyState
+
+ENGINES = ("auto", "torch", *COMPILED)
+
+
+class Doors:
+    """A policy whose engine is torch.
+
+    Attributes:
+        engine: what runs it: "torch", "cpu" or "cpu-bfloat16".
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", engine: str = "auto"):
+        self.engine = self.resolve(engine, device)
+        spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
+        self.config, self.spaces, self.device = checkpoint.config, spaces, device
+        model = DecisionTransformer(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
+        try:
+            model.load_state_dict(checkpoint.weights)
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint's weights do not fit its config: {str(error).splitlines()[-1].strip()}"
+                            ) from error
+        self.model = model.eval().to(device)
+        arrays = (normaliser.mean, normaliser.std, spaces.action_low, spaces.action_high)
+        self._mean, self._std, self._low, self._high = (torch.as_tensor(array, device=device) for array in arrays)
+        self._remembered: Any = None
+
+    @staticmethod
+    def resolve(engine: str, device: str) -> str:
+        """The engine that `engine` means on this device, for a policy that only torch can run."""
+        if engine not in ENGINES:
+            raise UserError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+        if engine in COMPILED:
+            raise UserError(f"engine {engine!r} steps recurrently; a window is recomputed by engine 'torch'")
+        return "torch"
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu", engine: str = "auto") -> Self:
+        """From a run or checkpoint folder.
+
+        Raises:
+            UserError: there is no checkpoint, it is damaged, or the engine is unknown.
+        """
+        return cls(checkpoints.load(folder), device, engine)
+
+    def double(self) -> Self:
+        """The same policy in float64, in place: for checking numbers, not for speed."""
+        self.model.double()
+        self._mean, self._std, self._low, self._high = (
+            x.double() for x in (self._mean, self._std, self._low, self._high)
+        )
+        return self
+
+    @torch.no_grad()
+    def step(self, observation, reward, state, episode_start=None):
+        """Act once in every row.
+
+        Args:
+            observation: raw, (B, O), numpy or tensor.
+            reward: what the previous action earned, in the environment's units, (B,) or one number for all rows;
+                not read in rows that begin an episode.
+            state: from `initial_state` or the step before; it is not changed.
+            episode_start: True in rows that begin an episode now, (B,); None: only rows at timestep 0 do.
+
+        Returns:
+            Actions (B, A) in the environment's box, of the kind of `observation`, and the new state.
+
+        Raises:
+            ValueError: a shape does not fit the state and the environment, or an observation or a reward is not finite
+                (on a GPU this is not looked at: it would wait for the device).
+        """
+        observation_BO = self._observation(observation, len(state.timestep))
+        first_B = state.timestep == 0
+        if episode_start is not None:
+            first_B = first_B | self._per_row("episode_start", episode_start, len(first_B)).bool()
+        reward_B = self._per_row("reward", reward, len(first_B))
+        if not is_cuda(self.device):
+            _check_finite("observation", observation_BO)
+            _check_finite("reward", reward_B.masked_fill(first_B, 0)[:, None])
+        return_B = torch.where(first_B, state.target_return, state.return_to_go - reward_B)
+        timestep_B = state.timestep.masked_fill(first_B, 0)
+        normal_BO = (observation_BO - self._mean) / self._std
+        action_BA, state = self._decide(normal_BO, return_B, timestep_B, first_B, state)
+        action_BA = to_box(action_BA, self._low, self._high)
+        return (action_BA if isinstance(observation, Tensor) else action_BA.cpu().numpy()), state
+
+    def reset(self, batch: int = 1, target_return: float | None = None) -> None:
+        """Begin episodes whose state this object remembers; see `act`. Default target: the config's first."""
+        state = self.initial_state(batch, target_return)
+        if isinstance(state, PolicyState) and is_cuda(self.device):
+            self._remembered = InPlace(self.step, state, self.spaces.observation_dim)
+        else:
+            self._remembered = state
+
+    def act(self, observation, reward=0.0):
+        """`step` with the state remembered here. `reward`: a number or (B,).
+
+        A recurrent policy on a GPU replays one CUDA graph for it.
+
+        Raises:
+            ValueError: as `step`.
+        """
+        if self._remembered is None:
+            self.reset(len(observation))
+        if isinstance(self._remembered, InPlace):
+            batch = len(self._remembered)
+            action = self._remembered(self._observation(observation, batch), self._per_row("reward", reward, batch))
+            return action.clone() if isinstance(observation, Tensor) else action.cpu().numpy()
+        action, self._remembered = self.step(observation, reward, self._remembered)
+        return action
+
+    def predict(self, observation, state=None, episode_start=None, deterministic: bool = True, *, reward=None):
+        """stable-baselines3's convention for recurrent policies.
+
+        Args:
+            observation: (B, O), or (O,) for one environment.
+            state: what the last call returned; None: all rows begin.
+            episode_start: True where a row begins an episode, (B,).
+            deterministic: for the convention's sake; the policy always is.
+            reward: what the previous actions earned, (B,); None: the return-to-go stays at its target.
+
+        Returns:
+            Actions of the observation's batch shape, and the state.
+        """
+        single = np.ndim(observation) == 1
+        batch = observation[None] if single else observation
+        state = self.initial_state(len(batch)) if state is None else state
+        action, state = self.step(batch, np.zeros(len(batch)) if reward is None else reward, state, episode_start)
+        return (action[0] if single else action), state
+
+    def _start(self, batch: int, target_return) -> tuple[Tensor, Tensor, Tensor]:
+        """(target_return, return_to_go, timestep) of `batch` rows that have not begun."""
+        if target_return is None:
+            if not self.config.evaluate.target_returns:
+                raise UserError("the config names no target return; pass target_return, e.g. 3600.0")
+            target_return = self.config.evaluate.target_returns[0]
+        target_B = self._per_row("target_return", target_return, batch).clone()
+        return target_B, target_B.clone(), torch.zeros(batch, dtype=torch.long, device=self.device)
+
+    def _observation(self, x, batch: int) -> Tensor:
+        x = self._tensor(x)
+        if x.shape != (batch, self.spaces.observation_dim):
+            raise ValueError(f"observation must be (B, O) = {(batch, self.spaces.observation_dim)}, "
+                             f"got {tuple(x.shape)}")
+        return x
+
+    def _tensor(self, x) -> Tensor:
+        if not isinstance(x, Tensor):  # numpy converts faster than torch, and copies what is read-only
+            x = torch.from_numpy(np.array(x, np.float64 if self._mean.dtype == torch.float64 else np.float32))
+        return x.to(self.device, self._mean.dtype)
+
+    def _per_row(self, name: str, x, batch: int) -> Tensor:
+        x = self._tensor(x)
+        if x.shape not in ((), (batch,)):
+            raise ValueError(f"{name} must be one number or (B,) = ({batch},), got {tuple(x.shape)}")
+        return x.expand(batch)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not (good := values.isfinite()).all():
+        row, channel = (~good).nonzero()[0].tolist()
+        where = f": channel {channel} is" if name == "observation" else ":"
+        raise ValueError(f"{name} of row {row} is not finite{where} {values[row, channel].item()}")
