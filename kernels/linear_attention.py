@@ -5,7 +5,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from drl.kernels import chunked, cpu, reference, triton
+from drl.kernels import chunked, reference, triton
+from drl.kernels.cpu import attention as cpu
 from drl.kernels.feature_map import FEATURE_MAPS
 
 TORCH = {"reference": reference.attend, "chunked": chunked.attend}

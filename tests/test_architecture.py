@@ -19,6 +19,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
+    {"drl.kernels.cpu.attention"},
     {"drl.kernels.triton.tiles"},
     {
         "drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step",

@@ -14,7 +14,7 @@ from drl.kernels import (
     LinearAttentionState,
     available_backends,
     chunked,
-    cpu,
+    compiled_unavailable,
     linear_attention,
     linear_attention_packed,
     linear_attention_step,
@@ -552,7 +552,7 @@ def test_every_backend_is_listed_with_the_reason_why_it_cannot_run():
     backends = available_backends()
     assert list(backends) == ["reference", "chunked", "triton", "cpu"]
     assert backends["reference"] is None and backends["chunked"] is None
-    assert backends["cpu"] == cpu.unavailable()
+    assert backends["cpu"] == compiled_unavailable()
 
 
 def test_importing_the_kernels_brings_in_torch_and_nothing_else_of_weight():

@@ -1,9 +1,12 @@
-"""The whole step of a policy as one compiled function: weights packed once, nothing allocated, one thread or several.
+"""What is compiled for CPUs: the whole step of a policy as one function, weights packed once, nothing allocated, one
+thread or several; and the operator, forward and backward.
 
     drl_policy.h      the C interface: what a program in C includes
     policy.cpp        instruction set, packing, the calls
     step.h            one environment step; the step_*.cpp compile it once for each instruction set
     file.h, file.cpp  reads the model.safetensors of an exported policy
+    attention.h, .cpp the operator on a chunk of tokens   operator.h  one call of it
+    attention.py      the operator as torch sees it
 
 This file is the door from Python, with addresses for arguments: it knows neither numpy nor a policy. The library is
 built where a C++ compiler is found; without it the package works, slower.
@@ -15,7 +18,6 @@ from collections.abc import Callable, Mapping
 from importlib import machinery
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 ABI = 1
@@ -54,23 +56,6 @@ def unavailable() -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def refuses(values: Tensor) -> str | None:
-    """Why the operator cannot take tensors like `values`, (..., V); None if it can."""
-    if values.device.type != "cpu":
-        return f"needs tensors on the CPU, got {values.device}; use 'chunked'"
-    if values.dtype not in (torch.float32, torch.bfloat16):
-        return f"takes float32 and bfloat16, got {values.dtype}; use 'chunked'"
-    return None
-
-
-def attend(values, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
-    """Output and outgoing kv, z; arguments as in linear_attention, None where there is no state; `values` are q, k and
-    v, or what one projection gives for all three."""
-    from drl.kernels.cpu import attention
-
-    return attention.attend(values, kv, z, mask, restart, feature_map, eps)
 
 
 @functools.cache

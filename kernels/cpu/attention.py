@@ -13,6 +13,16 @@ from torch.library import custom_op
 from drl.kernels import cpu
 
 CHUNK = 64
+unavailable = cpu.unavailable
+
+
+def refuses(values: Tensor) -> str | None:
+    """Why this cannot take tensors like `values`, (..., V); None if it can."""
+    if values.device.type != "cpu":
+        return f"needs tensors on a CPU, got {values.device}; use 'chunked'"
+    if values.dtype not in (torch.float32, torch.bfloat16):
+        return f"takes float32 and bfloat16, got {values.dtype}; use 'chunked'"
+    return None
 
 
 class _Numbers(ctypes.Structure):
@@ -162,7 +172,8 @@ for operator in (_attend, _attend_packed):
 
 
 def attend(values: tuple[Tensor, ...], kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
-    """Output and outgoing kv, z; `values` are q, k and v, (B, T, H, ...), or one tensor (B, T, 3, H, K) of all."""
+    """Output and outgoing kv, z; arguments as in linear_attention, None where there is no state. `values` are q, k and
+    v, or one tensor (B, T, 3, H, K) of all three."""
     operator = _attend_packed if len(values) == 1 else _attend
     values = [x if x.stride(-1) == 1 else x.contiguous() for x in values]
     outs = []
