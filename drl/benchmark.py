@@ -1,10 +1,9 @@
-"""Speed, measured where the user stands: a table with hardware, versions, median and spread. Ratios between rows of
-one run travel between machines; the times themselves do not."""
+"""Speed of training and of acting on a GPU, measured where the user stands: a table with hardware, versions, median and
+spread. Ratios between rows of one run travel between machines; the times themselves do not."""
 
 import dataclasses
 import itertools
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,60 +11,16 @@ import numpy as np
 import torch
 
 from drl.benchmark_device import machine, summary
+from drl.benchmark_model import SPACES, TARGET_RETURN, checkpoint, described
 from drl.captured import is_cuda
-from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
 from drl.data.sampling import Steps
-from drl.data.store import EpisodeStore, Normaliser, Spaces
-from drl.model import DecisionTransformer
-from drl.policy import RecurrentPolicy, WindowPolicy
+from drl.data.store import EpisodeStore, Normaliser
+from drl.policy import RecurrentPolicy
 from drl.progress import progress
 from drl.train import chosen, resolve_device
 from drl.trainer import Trainer
 from drl.trainer import update as run_update
-from drl.versions import versions
-
-SPACES = Spaces("Hopper-v5", 11, np.full(3, -1, np.float32), np.full(3, 1, np.float32))
-WARMUP = 100  # calls before the first timed one
-
-
-def step(*, steps: int, threads: int) -> str:
-    """Microseconds per action of one environment, from numpy to numpy, as Markdown.
-
-    Rows: the recurrent step early and late in an episode, and the recomputed window of 20 steps, linear and softmax.
-    """
-    torch.set_num_threads(threads)
-    rows = []
-    for label, kind, attention in (
-        ("linear, recurrent step", RecurrentPolicy, "linear"),
-        ("linear, window of 20 recomputed", WindowPolicy, "linear"),
-        ("softmax, window of 20 recomputed", WindowPolicy, "softmax"),
-    ):
-        policy = kind(_checkpoint(attention))
-        generator = np.random.default_rng(0)
-        observations = generator.standard_normal((steps, 1, 11))
-        state = policy.initial_state(1, 3600.0)
-        reward, times = np.ones(1), []
-        for _ in range(WARMUP):
-            _, state = policy.step(observations[0], reward, state)
-        with progress(steps, "step", label) as bar:
-            for t in range(steps):
-                start = time.perf_counter_ns()
-                _, state = policy.step(observations[t], reward, state)
-                times.append((time.perf_counter_ns() - start) / 1000)
-                bar.update()
-        tenth = max(1, steps // 10)
-        rows.append((label, summary(times), statistics.median(times[:tenth]), statistics.median(times[-tenth:])))
-    base = rows[0][1][1]
-    lines = [
-        "| acting, batch 1 | median us | 10% to 90% | first tenth | last tenth | against the recurrent step |",
-        "|---|---|---|---|---|---|",
-    ]
-    for label, (low, median, high), first, last in rows:
-        lines.append(
-            f"| {label} | {median:.0f} | {low:.0f} to {high:.0f} | {first:.0f} | {last:.0f} | {median / base:.2f}x |"
-        )
-    return "\n".join([*lines, "", f"{steps} steps after {WARMUP} of warm-up. {_model()} {machine()}"])
 
 
 def act(*, batch_sizes: Sequence[int], steps: int) -> str:
@@ -74,8 +29,8 @@ def act(*, batch_sizes: Sequence[int], steps: int) -> str:
     lines = ["| acting on a GPU | graph us | call us, tensors | call us, numpy | 10% to 90% | us per environment |",
              "|---|---|---|---|---|---|"]
     for batch in batch_sizes:
-        policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
-        policy.reset(batch, 3600.0)
+        policy = RecurrentPolicy(checkpoint("linear"), "cuda")
+        policy.reset(batch, TARGET_RETURN)
         array = np.random.default_rng(0).standard_normal((batch, 11)).astype(np.float32)
         observation, reward = torch.as_tensor(array, device="cuda"), torch.ones(batch, device="cuda")
 
@@ -89,7 +44,7 @@ def act(*, batch_sizes: Sequence[int], steps: int) -> str:
         (_, called, _), (low, median, high) = summary(tensors), summary(arrays)
         lines.append(f"| B = {batch} | {alone:.0f} | {called:.0f} | {median:.0f} | {low:.0f} to {high:.0f} | "
                      f"{alone / batch:.3f} |")
-    return "\n".join([*lines, "", f"{steps} steps each, three tokens a step. {_model()} {machine()}"])
+    return "\n".join([*lines, "", f"{steps} steps each, three tokens a step. {described(ModelConfig())} {machine()}"])
 
 
 def update(
@@ -137,8 +92,8 @@ def update(
             low, median, high = (value / 1000 for value in summary(times))
             lines.append(f"| {label} | {batch} | {count} | {median:.3g} | {low:.3g} to {high:.3g} | {ready:.1f} |")
     kind = f"{settings.precision}, {'compiled' if settings.compile == 'on' else 'not compiled'}"
-    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, {kind}, context 20. {_model()} "
-                      f"{machine()}"])
+    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, {kind}, context 20. "
+                      f"{described(ModelConfig())} {machine()}"])
 
 
 def _timed(call: Callable[[], object], count: int, label: str) -> list[float]:
@@ -168,22 +123,6 @@ def _replayed(call: Callable[[], object], count: int) -> list[float]:
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1000 / 20)
     return times
-
-
-def _model() -> str:
-    config = ModelConfig()
-    return f"Model: width {config.width}, {config.layers} layers, {config.heads} heads, float32 weights."
-
-
-def _checkpoint(attention: str) -> Checkpoint:
-    config = Config(
-        dataset="synthetic",
-        model=ModelConfig(attention=attention),
-        train=TrainConfig(sampling="state_passing" if attention == "linear" else "windows"),
-    )
-    weights = DecisionTransformer(config.model, 11, 3).state_dict()
-    normaliser = Normaliser(np.zeros(11, np.float32), np.ones(11, np.float32))
-    return Checkpoint(config, 0, weights, normaliser, SPACES, "", versions(), {})
 
 
 def _store() -> EpisodeStore:

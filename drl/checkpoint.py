@@ -8,23 +8,23 @@
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor, as_tensor
 
 from drl import disk
 from drl.config import Config
 from drl.data.store import Normaliser, Spaces
+from drl.disk import MANIFEST
 from drl.errors import UserError
 
 FORMAT = 1
-MODEL, TRAINING, CARD, MANIFEST = "model.safetensors", "training.safetensors", "checkpoint.json", "manifest.json"
+MODEL, TRAINING, CARD = "model.safetensors", "training.safetensors", "checkpoint.json"
 STEP = re.compile(r"step-(\d{8})")
 
 
@@ -78,11 +78,7 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
     for leftover in parent.glob("*.partial"):
         shutil.rmtree(leftover)
     final = parent / f"step-{checkpoint.step:08d}"
-    partial = final.with_suffix(".partial")
-    partial.mkdir()
     spaces = checkpoint.spaces
-    save_file(_plain(checkpoint.acting()), partial / MODEL)
-    save_file(_plain(checkpoint.training), partial / TRAINING)
     card = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -94,22 +90,10 @@ def save(checkpoint: Checkpoint, run: Path, keep: int) -> Path:
         "versions": checkpoint.versions,
         "config": checkpoint.config.to_dict(),
     }
-    _write_json(partial / CARD, card)
-    _write_json(partial / MANIFEST, {name: disk.sha256(partial / name) for name in (MODEL, TRAINING, CARD)})
-    for path in (*partial.iterdir(), partial):
-        disk.sync(path)
-    replaced = final.with_suffix(".replaced.partial")
-    if final.exists():  # the same step again after --resume
-        os.replace(final, replaced)
-    try:
-        os.replace(partial, final)
-    except BaseException:
-        if replaced.exists():
-            os.replace(replaced, final)
-        raise
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    disk.sync(parent)
+    with disk.whole(final) as partial:
+        write_tensors(partial / MODEL, checkpoint.acting())
+        write_tensors(partial / TRAINING, checkpoint.training)
+        disk.write_json(partial / CARD, card)
     for old in _steps(run)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -122,22 +106,17 @@ def load(folder: Path | str) -> Checkpoint:
         UserError: there is none, a file is damaged or missing, or it was written by a newer version.
     """
     folder = find(Path(folder))
-    manifest = _read_json(folder / MANIFEST)
-    for name in (MODEL, TRAINING, CARD):
-        if not (folder / name).is_file() or disk.sha256(folder / name) != manifest.get(name):
-            raise UserError(f"checkpoint {folder} is damaged: {name} does not match {MANIFEST}; use an older one")
-    card = _read_json(folder / CARD)
+    disk.require_intact(folder, (MODEL, TRAINING, CARD), "checkpoint", "use an older one")
+    card = disk.read_json(folder / CARD, "checkpoint")
     if card.get("format") != FORMAT:
         raise UserError(f"checkpoint {folder} has format {card.get('format')}, this version reads {FORMAT}; "
                         "install the version that wrote it: " + json.dumps(card.get("versions")))
-    acting = load_file(folder / MODEL)
-    weights = {name.removeprefix("model."): value for name, value in acting.items() if name.startswith("model.")}
-    low, high = acting["action.low"].numpy(), acting["action.high"].numpy()
+    weights, normaliser, low, high = read_acting(folder / MODEL)
     return Checkpoint(
         config=Config.from_dict(card["config"]),
         step=card["step"],
         weights=weights,
-        normaliser=Normaliser(acting["normaliser.mean"].numpy(), acting["normaliser.std"].numpy()),
+        normaliser=normaliser,
         spaces=Spaces(card["environment"], card["observation_dim"], low, high),
         dataset_fingerprint=card["dataset_fingerprint"],
         versions=card["versions"],
@@ -170,19 +149,14 @@ def _steps(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name))
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def read_acting(path: Path) -> tuple[dict[str, Tensor], Normaliser, np.ndarray, np.ndarray]:
+    """The weights, the normaliser, and the low and high end of the action box, from a file of `Checkpoint.acting`."""
+    tensors = load_file(path)
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    normaliser = Normaliser(tensors["normaliser.mean"].numpy(), tensors["normaliser.std"].numpy())
+    return weights, normaliser, tensors["action.low"].numpy(), tensors["action.high"].numpy()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint file {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"checkpoint file {path} is damaged: it holds no JSON object")
-    return content
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file of copies, which may share memory or lie on a GPU here."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, metadata)

@@ -91,11 +91,12 @@ def _check_seeds(seeds: list[int], config: Config, run: str) -> None:
 def evaluate(options) -> None:
     from drl import checkpoint as checkpoints
     from drl import evaluate as evaluation
+    from drl import exported
     from drl.tracker import Tracker
     from drl.train import resolve_device
 
     run = Path(options.run)
-    checkpoint = checkpoints.load(run)
+    checkpoint, trace = exported.load(run)
     config = checkpoint.config
     given = {name: options[name] for name in ("episodes", "seed", "environments") if options[name] is not None}
     if options.target_return is not None:
@@ -104,23 +105,30 @@ def evaluate(options) -> None:
     mode = evaluation.resolve_mode(options.mode if options.mode != "auto" else config.evaluate.mode,
                                    config.model.attention)
     policy = evaluation.MODES[mode](dataclasses.replace(checkpoint, config=config), resolve_device(options.device))
+    exported.check(policy, trace, run)
     results = evaluation.evaluate(policy, mode=mode, step=checkpoint.step, environment=options.environment)
-    if not (run / checkpoints.MANIFEST).exists():  # a run folder: keep the result beside the run
+    if checkpoints.exists(run):  # a run folder: keep the result beside the run
         evaluation.store(results, run)
         with Tracker(run, start=None) as tracker:
             tracker.log(checkpoint.step, evaluation.tags(results))
     if options.json:
         print(json.dumps(results if len(results) > 1 else results[0]))
         return
-    print(f"{'environment':<16}{'mode':<11}{'target':>8}{'episodes':>9}{'return':>10}{'+-':>8}{'length':>8}"
-          f"{'score':>8}")
-    for r in results:
-        score = "-" if r["normalized_score"] is None else f"{r['normalized_score']:.1f}"
-        print(f"{r['environment']:<16}{r['mode']:<11}{r['target_return']:>8g}{r['episodes']:>9}"
-              f"{r['return_mean']:>10.1f}{r['return_std']:>8.1f}{r['episode_length']:>8.1f}{score:>8}")
+    print(evaluation.table(results))
     print("score: 0 is random, 100 expert, by D4RL's reference returns")
     if (mean := checkpoint.dataset_return) is not None:
         print(f"the episodes of {config.dataset}: mean return {mean:.1f}{_scored(mean, config.environment)}")
+
+
+def export(options) -> None:
+    from drl.export import export as write
+
+    folder = Path(options.folder)
+    write(Path(options.run), folder, formats=options.formats, overwrite=options.overwrite)
+    for path in sorted(folder.iterdir()):
+        print(f"{path.name:<20}{path.stat().st_size:>12,} bytes")
+    print(f"folder      {folder}\nevaluate    drl evaluate {folder}\n"
+          f'act         python -c "import drl; policy = drl.RecurrentPolicy.load({str(folder)!r})"')
 
 
 def data_collect(options) -> None:
@@ -183,14 +191,16 @@ def report(options) -> None:
 
 
 def benchmark_step(options) -> None:
-    from drl.benchmark import act, step
+    from drl.benchmark import act
+    from drl.benchmark_step import step
     from drl.captured import is_cuda
     from drl.train import resolve_device
 
-    if is_cuda(resolve_device(options.device)):
-        print(act(batch_sizes=options.batch_sizes, steps=options.steps))
+    fields = options.as_dict()
+    if is_cuda(resolve_device(fields.pop("device"))):
+        print(act(batch_sizes=options.batch_sizes or (1, 64, 1024, 4096), steps=options.steps))
     else:
-        print(step(steps=options.steps, threads=options.threads))
+        print(step(among=fields.pop("peers"), json_file=fields.pop("json"), **fields))
 
 
 def benchmark_update(options) -> None:
@@ -207,7 +217,7 @@ def benchmark_attention(options) -> None:
     print(attention(among=fields.pop("peers"), json_file=fields.pop("json"), **fields))
 
 
-VERBS = {"train": train, "evaluate": evaluate, "report": report,
+VERBS = {"train": train, "evaluate": evaluate, "export": export, "report": report,
          "data": lambda options: DATA[options.verb](options[options.verb]),
          "benchmark": lambda options: BENCHMARKS[options.verb](options[options.verb])}
 DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_import_d4rl, "show": data_show,

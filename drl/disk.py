@@ -5,17 +5,21 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from drl.errors import UserError
 
 ROOM = 16 << 20  # bytes that must stay free
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+            errno.ENOTDIR)
+MANIFEST = "manifest.json"
 CURE = "make room, or name another folder for datasets: export MINARI_DATASETS_PATH=FOLDER"
 
 
@@ -30,7 +34,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def refusal_told(folder: Path, what: str) -> Iterator[None]:
+def refusal_told(folder: Path, what: str, cure: str = CURE) -> Iterator[None]:
     """A disk that is full, or not ours to write on, becomes a UserError."""
     try:
         yield
@@ -38,7 +42,7 @@ def refusal_told(folder: Path, what: str) -> Iterator[None]:
         if error.errno not in REFUSALS:
             raise
         raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; what stood there before is as it "
-                        f"was; {CURE}") from error
+                        f"was; {cure}") from error
 
 
 @contextlib.contextmanager
@@ -95,6 +99,33 @@ def scratch(beside: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `target` at the end, with a manifest of its files' SHA-256; where
+    filling it fails, what stood there before is as it was."""
+    partial = target.with_name(f"{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    new = partial / target.name
+    new.mkdir(parents=True)
+    try:
+        yield new
+        write_json(new / MANIFEST, {path.name: sha256(path) for path in sorted(new.iterdir())})
+        for path in (*new.iterdir(), new):
+            sync(path)
+        replace(new, target)
+    finally:
+        shutil.rmtree(partial)
+
+
+def require_intact(folder: Path, names: Iterable[str], what: str, cure: str) -> None:
+    """Raises UserError unless the files `names` of a folder that `whole` made are those of its manifest."""
+    manifest = read_json(folder / MANIFEST, what)
+    for name in names:
+        if not (folder / name).is_file() or sha256(folder / name) != manifest.get(name):
+            raise UserError(f"{what} {folder} is damaged: {name} does not match {MANIFEST}; {cure}")
+
+
 def replace(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, which may be missing, in one step: at every moment one of them
     stands there. What stood there is found in the place of `new`, or beside it."""
@@ -118,6 +149,26 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A file for `read_json`."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file of a `what`.
+
+    Raises:
+        UserError: the file is missing, no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} file {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{what} file {path} is damaged: it holds no JSON object")
+    return content
 
 
 def sha256(path: Path) -> str:

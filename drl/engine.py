@@ -6,8 +6,6 @@ Python's, so threads run side by side.
 Dimension key: B rows of the state, n rows of a call, O observation, A action, S numbers of a row's state.
 """
 
-import ctypes
-import threading
 import zlib
 from collections.abc import Mapping
 
@@ -19,7 +17,7 @@ from drl.config import ModelConfig
 from drl.data.store import Spaces
 from drl.errors import UserError
 from drl.kernels import CompiledPolicy, compiled_unavailable
-from drl.policy_state import Layout, PackedState, PolicyState
+from drl.policy_state import Layout, PackedState, PolicyState, address_of
 
 ENGINES = {"cpu": "float32", "cpu-bfloat16": "bfloat16"}  # and what the weights are kept in
 SIZES = ("width", "layers", "heads", "max_timesteps", "feature_map", "return_scale")
@@ -70,14 +68,14 @@ class Engine:
         for name in sorted(tensors):
             mark = zlib.crc32(tensors[name].numpy().data.cast("B"), mark)
         self._layout = Layout(mark, config.layers, config.heads, config.width // config.heads, self._A,
-                              self._policy.state_head, self._policy.state_padded)
+                              self._policy.state_head, self._policy.state_padded, self._policy.state_size)
         self._S = self._policy.state_size
 
     def start(self, target_return: np.ndarray) -> PackedState:
         """Rows that have not begun; target_return (B,)."""
-        array = np.zeros((len(target_return), self._S), np.float32)
-        array[:, 0] = array[:, 1] = target_return
-        return PackedState(array, self._layout)
+        state = PackedState.zeros(len(target_return), self._layout)
+        state.array[:, 0] = state.array[:, 1] = target_return
+        return state
 
     def pack(self, state: PackedState | PolicyState) -> PackedState:
         """The same state as this engine keeps it.
@@ -91,31 +89,30 @@ class Engine:
             if state.layout.mark != self._layout.mark:
                 raise ValueError("the state belongs to another model; begin with this policy's initial_state")
             state = state.unpacked()
-        return PackedState.packed(state, self._layout, self._S)
+        return PackedState.packed(state, self._layout)
 
     def step(self, observation, reward, state: PackedState | PolicyState, episode_start=None):
         """As RecurrentPolicy.step, in numpy: actions (B, A) float32 and the new state."""
         if type(state) is not PackedState or state.layout is not self._layout:
             state = self.pack(state)
-        n = len(state.array)
+        n = len(state)
         S, O, A = n * self._S, n * self._O, n * self._A  # noqa: E741
         block = np.empty(S + O + n + A, np.float32)  # the new state, and what the call reads and writes besides
-        observation = _rows("observation", observation, (n, self._O))
-        block[S:S + O] = observation.reshape(-1)
+        rows = _rows("observation", observation, (n, self._O))
+        block[S:S + O] = rows if n == 1 else rows.reshape(-1)
         block[S + O:S + O + n] = _per_row("reward", reward, n)
         begins = None
         if episode_start is not None:
             begins = np.empty(n, np.uint8)
             begins[:] = _per_row("episode_start", episode_start, n)
-        address = _address(block)
+        address = address_of(block)
         bad = self._policy.step(
-            n, None, address + FLOAT * S, address + FLOAT * (S + O), None if begins is None else _address(begins),
-            state.address, address, address + FLOAT * (S + O + n), 1 if n < MANY else torch.get_num_threads()
+            n, None, address + FLOAT * S, address + FLOAT * (S + O), None if begins is None else address_of(begins),
+            state.address, address, address + FLOAT * (S + O + n), _threads(n)
         )
         if bad:
             _refuse(bad, block[S:S + O].reshape(n, -1), block[S + O:S + O + n])
-        actions = block[S + O + n:].reshape(n, self._A).copy()
-        return actions, PackedState(block[:S].reshape(n, -1), self._layout, address)
+        return block[-A:].reshape(n, -1).copy(), PackedState(block, n, self._layout, address)
 
     def in_place(self, state: PackedState) -> "InPlace":
         """Act over `state`, which every call overwrites."""
@@ -123,47 +120,45 @@ class Engine:
 
 
 class InPlace:
-    """Rows of a policy whose states stay here: a call touches no other memory.
+    """Rows of a policy whose states stay here: a call touches no other memory. For one thread at a time.
 
     Called as `act(observations (n, O), rewards (n,) or a number, rows (n,) or None for all)`, it returns actions (n, A)
     float32.
 
     Raises:
         ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite.
-        RuntimeError: another thread is in a call of the same object.
     """
 
     def __init__(self, policy: CompiledPolicy, state: PackedState, observation_dim: int, action_dim: int):
-        self._step, self._state, self._lock = policy.step, state, threading.Lock()
-        B = len(state.array)
+        self._state, B = state, len(state)
         self._observations = np.zeros((B, observation_dim), np.float32)
         self._rewards, self._actions = np.zeros(B, np.float32), np.zeros((B, action_dim), np.float32)
-        self._addresses = tuple(map(_address, (self._observations, self._rewards, self._actions)))
+        observation, reward, action = map(address_of, (self._observations, self._rewards, self._actions))
+        self._step = lambda n, rows, threads: policy.step(
+            n, rows, observation, reward, None, state.address, state.address, action, threads
+        )
+        self._step_all = policy.prepared(
+            B, None, observation, reward, None, state.address, state.address, action, _threads(B)
+        )
 
     def __len__(self) -> int:
         return len(self._rewards)
 
     def __call__(self, observations, rewards=0.0, rows: np.ndarray | None = None) -> np.ndarray:
-        n = len(self._rewards) if rows is None else len(rows)
-        observation, reward, action = self._addresses
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
-                               "own")
-        try:
-            self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
-            self._rewards[:n] = _per_row("reward", rewards, n)
-            index = None
-            if rows is not None:
-                rows = self._checked(rows)
-                index = _address(rows)
-            state = self._state.address
-            bad = self._step(n, index, observation, reward, None, state, state, action,
-                             1 if n < MANY else torch.get_num_threads())
-            if bad:
+        if rows is None:
+            self._observations[...] = _rows("observation", observations, self._observations.shape)
+            self._rewards[...] = _per_row("reward", rewards, len(self._rewards))
+            if bad := self._step_all():
                 _refuse(bad, self._observations, self._rewards)
-            return self._actions[:n].copy()
-        finally:
-            self._lock.release()
+            return self._actions.copy()
+        rows = self._checked(rows)
+        if not (n := len(rows)):
+            return self._actions[:0].copy()
+        self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
+        self._rewards[:n] = _per_row("reward", rewards, n)
+        if bad := self._step(n, address_of(rows), _threads(n)):
+            _refuse(bad, self._observations, self._rewards)
+        return self._actions[:n].copy()
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
         rows = np.array(rows, np.int64)
@@ -175,24 +170,25 @@ class InPlace:
 
 
 def _rows(name: str, values, shape: tuple[int, int]) -> np.ndarray:
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if type(values) is not np.ndarray:
+        values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if values.shape != shape:
         raise ValueError(f"{name} must be (B, {name[0].upper()}) = {shape}, got {values.shape}")
     return values
 
 
 def _per_row(name: str, values, count: int):
-    if type(values) is float or type(values) is bool:
+    if type(values) is float:
         return values
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if type(values) is not np.ndarray:
+        values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if values.shape not in ((), (count,)):
         raise ValueError(f"{name} must be one number or (B,) = ({count},), got {values.shape}")
     return values
 
 
-def _address(array: np.ndarray) -> int:
-    """Where the numbers of a writable array begin; much quicker than array.ctypes."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))
+def _threads(rows: int) -> int:
+    return 1 if rows < MANY else torch.get_num_threads()
 
 
 def _refuse(bad: int, observations: np.ndarray, rewards: np.ndarray) -> None:

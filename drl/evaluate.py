@@ -174,6 +174,17 @@ def evaluate(
     return results
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """One line per result, under a header, for a terminal."""
+    names = f"{'environment':<16}{'mode':<11}{'target':>8}{'episodes':>9}{'return':>10}{'+-':>8}"
+    lines = [f"{names}{'length':>8}{'score':>8}"]
+    for r in results:
+        score = "-" if r["normalized_score"] is None else f"{r['normalized_score']:.1f}"
+        lines.append(f"{r['environment']:<16}{r['mode']:<11}{r['target_return']:>8g}{r['episodes']:>9}"
+                     f"{r['return_mean']:>10.1f}{r['return_std']:>8.1f}{r['episode_length']:>8.1f}{score:>8}")
+    return "\n".join(lines)
+
+
 def tags(results: list[dict[str, Any]]) -> dict[str, float]:
     """The eval/* values of an evaluation for drl.tracker; with several targets each gets its suffix."""
     names = ("normalized_score", "normalized_score_std", "return_mean", "return_std", "episode_length",

@@ -1,5 +1,6 @@
 """The options of the command line: the only file that imports jsonargparse. What the verbs do stands in cli.py."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from drl.errors import UserError, did_you_mean
 
 Mode = Literal["auto", "recurrent", "window"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Format = Literal["safetensors", "pt2", "onnx"]
 FeatureMap = Literal["elu1", "identity"]
 WINDOW_NOTE = "recurrent: the state goes on; window: the last K steps are recomputed; auto: what the attention allows"
 HIDDEN = {"help", "print_config", "print_shtab", "verb"}
@@ -61,7 +63,7 @@ def build() -> Parser:
 
     verb = Parser(description="Play seeded episodes with a trained policy and print the normalised score; a run "
                   "folder gets evaluation.json and TensorBoard scalars.")
-    verb.add_argument("run", type=str, help="run or checkpoint folder")
+    verb.add_argument("run", type=str, help="run, checkpoint or exported policy")
     verb.add_argument("--mode", type=Mode, default="auto", help=WINDOW_NOTE)
     verb.add_argument("--episodes", type=int | None, default=None, help="episodes (default: the run's config)")
     verb.add_argument("--seed", type=int | None, default=None, help="environment seed of the first episode; episode i "
@@ -74,6 +76,16 @@ def build() -> Parser:
     verb.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     verb.add_argument("--json", action="store_true", help="print JSON, every episode's return included")
     verbs.add_subcommand("evaluate", verb, help="score a trained policy")
+
+    verb = Parser(description="Write a trained policy into a folder of its own that drl.RecurrentPolicy.load opens: "
+                  "weights, config, scores, and a golden trace of 100 steps that is checked at every load.")
+    verb.add_argument("run", type=str, help="run or checkpoint folder")
+    verb.add_argument("folder", type=str, help="folder to write")
+    verb.add_argument("--formats", type=Format, nargs="+", default=["safetensors"], help="safetensors is always "
+                      "written; pt2: the step as a torch.export program, step.pt2; onnx: the same as step.onnx, needs "
+                      "the extra drl[onnx]; both for any number of rows")
+    verb.add_argument("--overwrite", action="store_true", help="replace an exported policy that is there already")
+    verbs.add_subcommand("export", verb, help="write a policy that acts without its run")
 
     verb = Parser(description="Collect and look at datasets.")
     verbs.add_subcommand("data", verb, help="collect and look at datasets")
@@ -121,13 +133,23 @@ def build() -> Parser:
     verb = Parser(description="Measure speed on this machine; prints hardware, versions, median and spread.")
     verbs.add_subcommand("benchmark", verb, help="measure speed")
     benchmarks = verb.add_subcommands(dest="verb")
-    verb = Parser(description="Microseconds per action: on the CPU of one environment, recurrent step and recomputed "
-                  "window; on a GPU of many at once, by CUDA graph.")
-    verb.add_argument("--steps", type=int, default=3000, help="timed environment steps of each row")
-    verb.add_argument("--threads", type=int, default=1, help="torch threads")
+    verb = Parser(description="Microseconds per action, from a numpy observation to a numpy action: on the CPU of one "
+                  "environment, beside others' runtimes of the same step and softmax's ways of remembering, their "
+                  "actions checked against float64 first; on a GPU of many environments, by CUDA graph.")
+    verb.add_argument("--steps", type=int, default=10_000, help="timed environment steps of each row; 3000 at most of "
+                      "softmax, which is slow")
+    verb.add_argument("--threads", type=int, default=1, help="of torch and every other runtime")
     verb.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
-    verb.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 64, 1024, 4096], help="environments side by "
-                      "side, on a GPU")
+    verb.add_argument("--peers", type=str, default="", help="rows of the CPU's table, separated by commas, e.g. "
+                      "cpu,torch,window; compile, aotinductor and onnx take a minute to build (default: all that are "
+                      "here)")
+    verb.add_argument("--batch_sizes", type=int, nargs="+", default=[], help="environments side by side: on the CPU a "
+                      "second table, beside the time of the matrix products alone; on a GPU (default: 1 64 1024 4096)")
+    verb.add_argument("--long", action="store_true", help="step ours 100,000 times as well: time and memory, early and "
+                      "late")
+    verb.add_argument("--figure", type=str | None, default=None, help="draw microseconds against the step of the "
+                      "episode into this PNG file; needs the extra drl[report]")
+    verb.add_argument("--json", type=str | None, default=None, help="file for all that was measured")
     benchmarks.add_subcommand("step", verb, help="microseconds per action")
     verb = Parser(description="Milliseconds per gradient update (width 128, 3 layers, chunks of 20 steps), on the GPU "
                   "where there is one.")
@@ -180,15 +202,25 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*?)\)", text):
         choices = did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         return f"unknown choice {found[1]!r}; {choices}"
-    if found := re.search(r'key "([\w.]+)": .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
+    if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
         choices = found[2].replace("'", "")
         return f"{found[1]} must be one of {choices}, got {found[3]!r}"
     if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*?<class \'(\w+)\'>.*[Vv]alue: (.*)', text):
         return f"{found[1]} must be {found[2]}, got {found[3]!r}"
-    if found := re.search(r'expected "([\w.]+)" to be one of \{(.*?)\}', text):
-        verb = found[1].removesuffix("verb").replace(".", " ")
-        return f"what to do is missing; type one of: {', '.join(f'drl {verb}{name}' for name in found[2].split(','))}"
+    if found := re.search(r'expected "([\w.]+)" to be one of \{', text):
+        *verb, _ = found[1].split(".")
+        names = [" ".join(["drl", *verb, name]) for name in _verbs(verb)]
+        return f"what to do is missing; type one of: {', '.join(names)}"
     if found := re.search(r"arguments are required: ([\w.]+)", text):
         *verb, name = found[1].split(".")
         return f"{name} is missing; type: drl {' '.join(verb)} --help"
     return text
+
+
+def _verbs(path: list[str]) -> list[str]:
+    """All verbs below a verb; jsonargparse's message stops after five."""
+    parser, choices = build(), {}
+    for name in [*path, ""]:
+        choices = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = choices.get(name)
+    return list(choices)

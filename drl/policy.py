@@ -74,11 +74,9 @@ class RecurrentPolicy(Doors):
         else:
             self._remembered = self.in_place(batch, target_return)
 
-    def act(self, observation, reward=0.0):
+    def _act(self, observation, reward):
         if self._engine is None:
-            return super().act(observation, reward)
-        if self._remembered is None:
-            self.reset(len(observation))
+            return super()._act(observation, reward)
         return _as(observation, self._remembered(observation, reward))
 
     def step(self, observation, reward, state, episode_start=None):
@@ -106,6 +104,8 @@ class RecurrentPolicy(Doors):
 
 def _as(observation, action: np.ndarray):
     """`action` of the kind of `observation`."""
+    if type(observation) is np.ndarray:  # asking whether it is a tensor takes longer
+        return action
     return torch.from_numpy(action) if isinstance(observation, Tensor) else action
 
 

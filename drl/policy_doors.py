@@ -5,6 +5,7 @@ Both policies of policy.py have them; how an action is decided is theirs.
 Dimension key: B rows, O observation, A action.
 """
 
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drl import checkpoint as checkpoints
+from drl import exported
 from drl.acting import InPlace
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
@@ -46,6 +47,7 @@ class Doors:
         arrays = (normaliser.mean, normaliser.std, spaces.action_low, spaces.action_high)
         self._mean, self._std, self._low, self._high = (torch.as_tensor(array, device=device) for array in arrays)
         self._remembered: Any = None
+        self._acting = threading.Lock()
 
     @staticmethod
     def resolve(engine: str, device: str) -> str:
@@ -58,12 +60,15 @@ class Doors:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu", engine: str = "auto") -> Self:
-        """From a run or checkpoint folder.
+        """From a run, a checkpoint or an exported policy, which must do what its golden trace says.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged, or the engine is unknown.
+            UserError: the folder is none of them, it is damaged, or the engine is unknown.
         """
-        return cls(checkpoints.load(folder), device, engine)
+        checkpoint, trace = exported.load(folder)
+        policy = cls(checkpoint, device, engine)
+        exported.check(policy, trace, folder)
+        return policy
 
     def double(self) -> Self:
         """The same policy in float64, in place: for checking numbers, not for speed."""
@@ -121,9 +126,19 @@ class Doors:
 
         Raises:
             ValueError: as `step`.
+            RuntimeError: another thread is in `act` of the same policy.
         """
-        if self._remembered is None:
-            self.reset(len(observation))
+        if not self._acting.acquire(blocking=False):
+            raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
+                               "own")
+        try:
+            if self._remembered is None:
+                self.reset(len(observation))
+            return self._act(observation, reward)
+        finally:
+            self._acting.release()
+
+    def _act(self, observation, reward):
         if isinstance(self._remembered, InPlace):
             batch = len(self._remembered)
             action = self._remembered(self._observation(observation, batch), self._per_row("reward", reward, batch))

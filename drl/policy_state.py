@@ -71,12 +71,17 @@ class WindowState(NamedTuple):
     actions: Tensor
 
 
+def address_of(array: np.ndarray) -> int:
+    """Where the numbers of a writable array begin; much quicker than array.ctypes."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))
+
+
 class Layout(NamedTuple):
     """Where the parts of a packed row stand: as drl_policy.h says, `padded` numbers for each head's values.
 
     Attributes:
         mark: of the weights, so that the state of another model is known.
-        head: numbers before the layers.
+        head, size: numbers before the layers, and of all.
     """
 
     mark: int
@@ -86,44 +91,55 @@ class Layout(NamedTuple):
     action_dim: int
     head: int
     padded: int
+    size: int
 
 
 class PackedState:
-    """A PolicyState as the compiled step keeps it: one row of memory for each environment.
+    """A PolicyState as the compiled step keeps it: S numbers in one row of memory for each environment.
 
     It has the fields of PolicyState, made when asked for; they are copies.
-
-    Attributes:
-        array: (B, S) float32, C-contiguous; not to be changed.
     """
 
-    __slots__ = ("array", "layout", "address")
+    __slots__ = ("_block", "_rows", "layout", "address")
 
-    def __init__(self, array: np.ndarray, layout: Layout, address: int | None = None):
-        """`address`: of the array's first number, if it is known."""
-        self.array, self.layout = array, layout
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(array)) if address is None else address
+    def __init__(self, block: np.ndarray, rows: int, layout: Layout, address: int | None = None):
+        """`block`: float32, the rows and whatever behind them; `address`: of its first number, if that is known."""
+        self._block, self._rows, self.layout = block, rows, layout
+        self.address = address_of(block) if address is None else address
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def array(self) -> np.ndarray:
+        """The rows, (B, S), which nobody but their maker may change."""
+        size = self._rows * self.layout.size
+        return self._block[:size].reshape(self._rows, -1)
 
     @classmethod
-    def packed(cls, state: PolicyState, layout: Layout, size: int) -> Self:
-        """The same numbers as `state`, `size` for each row.
+    def zeros(cls, rows: int, layout: Layout) -> Self:
+        """Rows of zeros."""
+        return cls(np.zeros(rows * layout.size, np.float32), rows, layout)
+
+    @classmethod
+    def packed(cls, state: PolicyState, layout: Layout) -> Self:
+        """The same numbers as `state`.
 
         Raises:
             ValueError: the state is that of a model of another shape.
         """
         B, dim = len(state.timestep), layout.features
         expected = {"kv": (B, layout.heads, dim, dim), "z": (B, layout.heads, dim)}
-        found = {name: tuple(part.shape) for layer in state.attention for name, part in layer._asdict().items()}
-        if len(state.attention) != layout.layers or found != expected:
-            raise ValueError(f"the state belongs to another model: {len(state.attention)} layers of {found}, expected "
-                             f"{layout.layers} of {expected}")
-        if tuple(state.previous_action.shape) != (B, layout.action_dim):
-            raise ValueError(f"the state belongs to another model: {state.previous_action.shape[1]} action channels, "
-                             f"expected {layout.action_dim}")
-        result = cls(np.zeros((B, size), np.float32), layout)
-        result.array[:, 0], result.array[:, 1] = state.target_return.cpu(), state.return_to_go.cpu()
-        result.array[:, 2] = state.timestep.cpu().numpy().astype(np.int32).view(np.float32)
-        result.array[:, 3: 3 + layout.action_dim] = state.previous_action.cpu()
+        shapes = [{name: tuple(part.shape) for name, part in layer._asdict().items()} for layer in state.attention]
+        if shapes != [expected] * layout.layers or state.previous_action.shape != (B, layout.action_dim):
+            raise ValueError(f"the state belongs to another model, of {len(shapes)} layers {shapes[0]} and "
+                             f"{state.previous_action.shape[1]} action channels; this one has {layout.layers} layers "
+                             f"{expected} and {layout.action_dim} action channels")
+        result = cls.zeros(B, layout)
+        array = result.array
+        array[:, 0], array[:, 1] = state.target_return.cpu(), state.return_to_go.cpu()
+        array[:, 2] = state.timestep.cpu().numpy().astype(np.int32).view(np.float32)
+        array[:, 3: 3 + layout.action_dim] = state.previous_action.cpu()
         for layer, (kv, z) in zip(state.attention, result._layers(), strict=True):
             kv[..., :dim], z[..., :dim] = layer.kv.cpu(), layer.z.cpu()
         return result
@@ -171,11 +187,11 @@ class PackedState:
         """Views (B, heads, features, padded) and (B, heads, padded) of each layer's kv and z."""
         layout = self.layout
         shapes = (layout.heads, layout.features, layout.padded), (layout.heads, layout.padded)
-        at = layout.head
+        array, at = self.array, layout.head
         for _ in range(layout.layers):
             parts = []
             for shape in shapes:
                 end = at + math.prod(shape)
-                parts.append(self.array[:, at:end].reshape(-1, *shape))
+                parts.append(array[:, at:end].reshape(-1, *shape))
                 at = end
             yield parts[0], parts[1]

@@ -163,14 +163,15 @@ def test_the_older_go_only_once_the_new_one_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.shutil, "rmtree", remove)
     checkpoints.save(checkpoint(2), tmp_path, keep=1)
 
-    assert seen == [("step-00000001", 2)]
+    assert seen == [("step-00000002.partial", 2), ("step-00000001", 2)]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a later step", "the same step"])
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize(
     ("function", "calls"),
-    [("save_file", 0), ("save_file", 1), ("_write_json", 0), ("_write_json", 1), ("disk.sync", 2), ("os.replace", 0)],
+    [("save_file", 0), ("save_file", 1), ("disk.write_json", 0), ("disk.write_json", 1), ("disk.sync", 2),
+     ("disk.replace", 0)],
 )
 def test_a_save_that_dies_midway_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, function, calls, keep, again):
     """`function` dies after `calls` calls that went well; so may the process at any other point."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from test_export import edit
 
 from drl import checkpoint as checkpoints
 from drl import cli, options
@@ -20,9 +21,9 @@ from drl.data import minari_files
 DATASET = "drl/hopper/medium-replay-v0"
 TINY = ["--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--train.updates", "6",
         "--train.batch_size", "4", "--train.log_every", "2", "--evaluate.episodes", "2", "--device", "cpu"]
-VERBS = [[], ["train"], ["evaluate"], ["data"], ["data", "collect"], ["data", "download"], ["data", "import-d4rl"],
-         ["data", "show"], ["data", "list"], ["report"], ["benchmark"], ["benchmark", "step"], ["benchmark", "update"],
-         ["benchmark", "attention"]]
+VERBS = [[], ["train"], ["evaluate"], ["export"], ["data"], ["data", "collect"], ["data", "download"],
+         ["data", "import-d4rl"], ["data", "show"], ["data", "list"], ["report"], ["benchmark"],
+         ["benchmark", "step"], ["benchmark", "update"], ["benchmark", "attention"]]
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +206,24 @@ MISTAKES = {
     "a misspelt option": (
         ["evaluate", "linear", "--episods", "3"], r"unknown option or config key 'episods'; did you mean 'episodes'\?",
     ),
+    "a run to export that is not there": (["export", "nowhere", "policy"], r"no checkpoint in nowhere; .*drl train .*"),
+    "a softmax run to export": (
+        ["export", "softmax", "policy"],
+        r"softmax attention has no recurrent step to export; act with the run itself: drl evaluate softmax",
+    ),
+    "a run to export over": (
+        ["export", "linear", "softmax", "--overwrite"],
+        r"softmax is there already and is no exported policy; name another folder",
+    ),
+    "a misspelt format": (
+        ["export", "linear", "policy", "--formats", "onx"],
+        r"formats must be one of safetensors, pt2, onnx, got 'onx'",
+    ),
+    "no folder to export to": (["export", "linear"], r"folder is missing; type: drl export --help"),
     "no run to evaluate": (["evaluate"], r".*\brun\b.*"),
     "a misspelt verb": (["trian"], r"unknown choice 'trian'; did you mean 'train'\?"),
     "a misspelt verb of data": (["data", "colect"], r"unknown choice 'colect'; did you mean 'collect'\?"),
-    "no verb": ([], r".*train.*evaluate.*data.*report.*benchmark.*"),
+    "no verb": ([], r".*train.*evaluate.*export.*data.*report.*benchmark.*"),
     "no verb of data": (["data"], r".*collect.*show.*list.*"),
     "nothing to report": (["report", "nowhere"], r"no evaluated run under nowhere; type: drl evaluate runs/\S+"),
 }
@@ -450,6 +465,26 @@ def test_a_checkpoint_is_evaluated_without_leaving_a_trace(drl, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_exported_policy_scores_what_its_run_scores_and_is_left_alone(drl, tmp_path):
+    expected = json.loads(drl("evaluate", "linear", "--json").out)
+    result = drl("export", "linear", "policy")
+    assert result.status == 0 and not result.err
+    for path in (tmp_path / "policy").iterdir():
+        assert re.search(rf"^{path.name} +{path.stat().st_size:,} bytes$", result.out, re.M)
+    assert "drl evaluate policy\n" in result.out and "drl.RecurrentPolicy.load('policy')" in result.out
+    before = {path: path.read_bytes() for path in (tmp_path / "policy").iterdir()}
+
+    exported = json.loads(drl("evaluate", "policy", "--json").out)
+
+    assert exported["returns"] == expected["returns"]
+    assert {path: path.read_bytes() for path in (tmp_path / "policy").iterdir()} == before
+    (stored,) = json.loads((tmp_path / "policy" / "config.json").read_text())["scores"]["evaluations"]
+    assert stored["normalized_score"] == expected["normalized_score"]
+
+    edit(tmp_path / "policy", "trace.safetensors", lambda tensors: tensors | {"actions": tensors["actions"] + 0.1})
+    assert "the policy in policy does not do what its golden trace says" in one_line(drl("evaluate", "policy"))
+
+
 def test_a_softmax_run_is_evaluated_by_window(drl):
     assert json.loads(drl("evaluate", "softmax", "--json").out)["mode"] == "window"
 
@@ -524,8 +559,9 @@ def test_help_of_train_names_every_config_key_its_units_and_defaults(capfd):
                         "seed + i (default: the run's config)", "default: auto"]),
         (["data", "collect"], ["environment steps at least", "default: D4RL's size, 200k to 2M", "default: 0"]),
         (["data", "show"], ["in the environment's units", "PNG", "drl[report]"]),
+        (["export"], ["golden trace of 100 steps", "drl[onnx]", "default: ['safetensors']"]),
         (["report"], ["PNG", "drl[report]"]),
-        (["benchmark", "step"], ["Microseconds per action", "default: 3000"]),
+        (["benchmark", "step"], ["Microseconds per action", "default: 10000"]),
         (["benchmark", "update"], ["Milliseconds per gradient update", "default: 50"]),
         (["benchmark", "attention"], ["microseconds per call", "10^6 bytes", "default: auto"]),
     ],

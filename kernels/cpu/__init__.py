@@ -24,6 +24,7 @@ ABI = 1
 PRECISIONS = {"float32": 0, "bfloat16": 1}
 FEATURE_MAPS = {"elu1": 0, "relu": 1, "identity": 2}
 ERROR = 500  # bytes of a message
+STEP_ARGUMENTS = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 7, ctypes.c_int]
 
 
 class _Sizes(ctypes.Structure):
@@ -98,7 +99,7 @@ class CompiledPolicy:
             OSError: there is no library.
             ValueError: a tensor is missing or does not fit the sizes, or the machine lacks the instruction set.
         """
-        functions = _library()
+        self._functions = functions = _library()
         named = (_Tensor * len(tensors))(*(
             _Tensor(name.encode(), tensor.data_ptr(), tensor.numel()) for name, tensor in tensors.items()
         ))
@@ -116,9 +117,17 @@ class CompiledPolicy:
         self.instruction_set = functions.drl_policy_instruction_set(self._policy).decode()
         self.step = functools.partial(functions.drl_policy_step, self._policy)
 
+    def prepared(self, *arguments) -> Callable[[], int]:
+        """`step` with these arguments, to be called again and again: they are converted once."""
+        function = self._functions["drl_policy_step"]  # looked up by index, a function of its own, without argtypes
+        function.restype = ctypes.c_int64
+        kinds = STEP_ARGUMENTS[1:]
+        converted = [None if value is None else kind(value) for kind, value in zip(kinds, arguments, strict=True)]
+        return functools.partial(function, ctypes.c_void_p(self._policy), *converted)
+
     def __del__(self):
         if getattr(self, "_policy", None):
-            _library().drl_policy_free(self._policy)
+            self._functions.drl_policy_free(self._policy)
 
 
 @functools.cache
@@ -150,7 +159,7 @@ def _library() -> ctypes.CDLL:
         ("drl_policy_state_size", number, [pointer]),
         ("drl_policy_state_head", number, [pointer]),
         ("drl_policy_state_padded", number, [pointer]),
-        ("drl_policy_step", number, [pointer, number, *[pointer] * 7, ctypes.c_int]),
+        ("drl_policy_step", number, STEP_ARGUMENTS),
     ):
         function = getattr(functions, name)
         function.restype, function.argtypes = result, arguments

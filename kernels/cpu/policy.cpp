@@ -301,10 +301,14 @@ drl_policy *drl_policy_new(const drl_sizes *sizes, const drl_tensor *tensors, in
 drl_policy *drl_policy_open(const char *file, int precision, char *error, size_t error_size) {
     return made(error, error_size, [&] {
         const drl::File read(file);
-        drl_policy *policy = new drl_policy(
-            read.sizes(), Tensors(read.tensors().data(), int64_t(read.tensors().size())), precision, nullptr);
-        policy->target_return = read.target_return();
-        return policy;
+        try {
+            const Tensors tensors(read.tensors().data(), int64_t(read.tensors().size()));
+            drl_policy *policy = new drl_policy(read.sizes(), tensors, precision, nullptr);
+            policy->target_return = read.target_return();
+            return policy;
+        } catch (const std::invalid_argument &problem) {
+            throw std::runtime_error(std::string(file) + ": " + problem.what());
+        }
     });
 }
 

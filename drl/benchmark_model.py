@@ -1,0 +1,45 @@
+"""The model whose speed is measured: of the default size, for Hopper's shapes, with random weights."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from drl.checkpoint import Checkpoint
+from drl.config import Config, ModelConfig, TrainConfig
+from drl.data.store import Normaliser, Spaces
+from drl.model import DecisionTransformer
+from drl.versions import versions
+
+SPACES = Spaces("Hopper-v5", 11, np.full(3, -1, np.float32), np.full(3, 1, np.float32))
+TARGET_RETURN = 3600.0
+
+
+def checkpoint(attention: str, model: ModelConfig | None = None, context: int = 20) -> Checkpoint:
+    """A checkpoint as training might leave it, the same at every call.
+
+    Args:
+        attention: linear or softmax, whatever `model` says.
+        model: its size; None: the default one.
+        context: steps of a window.
+    """
+    config = Config(
+        dataset="synthetic",
+        model=dataclasses.replace(model or ModelConfig(), attention=attention),
+        train=TrainConfig(context=context, sampling="state_passing" if attention == "linear" else "windows"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = DecisionTransformer(config.model, SPACES.observation_dim, len(SPACES.action_low)).state_dict()
+    for name, weight in weights.items():
+        if name.startswith("blocks") and weight.ndim == 2:  # at its first values the past hardly moves an action
+            weight *= 3
+    generator = np.random.default_rng(0)
+    normaliser = Normaliser(generator.standard_normal(11).astype(np.float32),
+                            generator.uniform(0.5, 2, 11).astype(np.float32))
+    return Checkpoint(config, 0, weights, normaliser, SPACES, "", versions(), {})
+
+
+def described(model: ModelConfig) -> str:
+    """Its size, in one sentence."""
+    return f"Model: width {model.width}, {model.layers} layers, {model.heads} heads, float32 weights."
