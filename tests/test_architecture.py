@@ -54,7 +54,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.policy_doors"},
     {"drl.policy"},
     {"drl.evaluate", "drl.trainer", "drl.portable", "drl.benchmark_batches", "drl.benchmark_step_memories"},
-    {"drl.train", "drl.export", "drl.benchmark_step_peers"},
+    {"drl.train", "drl.export", "drl.benchmark_step_peers", "drl.benchmark_corl"},
     {"drl.card"},
     {"drl.report", "drl.benchmark", "drl.benchmark_step"},
     {"drl.options"},

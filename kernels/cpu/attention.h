@@ -64,17 +64,6 @@ void product(const Matrix &a, const Matrix &b, const Matrix &c, bool add) {
     }
 }
 
-/* The sum over lanes, by halves: step.h's `sum` adds one after another. */
-inline float total(vec x) {
-    float lanes[LANES];
-    save(lanes, x);
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-
 /* Vector i of row t of a triangle: the future is replaced by zero, whatever it holds. */
 inline vec up_to(int64_t t, int64_t i, vec x) {
     if (i + LANES <= t + 1) return x;
@@ -118,6 +107,13 @@ void read(const drl_attention &call, const drl_numbers &from, int64_t row, int64
         else read_row((const float *)numbers, count, to.row(t), to.columns);
     }
     memset(to.row(call.tokens), 0, (to.rows - call.tokens) * to.step * sizeof(float));
+}
+
+/* Round to nearest even, as torch does. */
+inline void keep(uint16_t *to, vec value) {
+    uvec bits = (uvec)value;
+    bits += 0x7fffu + ((bits >> 16) & 1u);
+    *(loose_hvec *)to = __builtin_convertvector(bits >> 16, hvec);
 }
 
 template <class X>
@@ -218,7 +214,7 @@ struct Head {
                 seen += kept;
             }
             for (int64_t i = 0; past && i < K; i += LANES) seen += load(q.row(t) + i) * load(z + i);
-            denominator[t] = t < call.tokens ? total(seen) + call.eps : 1.0f;
+            denominator[t] = t < call.tokens ? sum(seen) + call.eps : 1.0f;
         }
     }
 
@@ -262,7 +258,7 @@ void attend_backward(const drl_attention &call, int64_t row, int64_t head, float
         scale(g, t, 1.0f / h.denominator[t]);
         vec answer = {};
         for (int64_t i = 0; i < V; i += LANES) answer += load(g.row(t) + i) * load(out.row(t) + i);
-        d_denominator[t] = -total(answer);
+        d_denominator[t] = -sum(answer);
     }
     read_state(call.d_kv_after ? call.d_kv_after + h.index * kv_size : nullptr, F, call.values, d_state);
     read_state(call.d_z_after ? call.d_z_after + h.index * F : nullptr, 1, F, {d_z, 1, K, K, 1});
