@@ -8,7 +8,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
-SOURCES = ["policy", "file", "step_baseline", "step_avx2", "step_avx512", "step_avx512_bf16"]
+SOURCES = ["policy", "file", "attention", "step_baseline", "step_avx2", "step_avx512", "step_avx512_bf16"]
+HEADERS = ["drl_policy", "packed", "step", "file", "operator", "attention"]
 
 
 class Build(build_ext):
@@ -41,7 +42,7 @@ setup(
         Extension(
             "drl.kernels.cpu._policy",
             [f"kernels/cpu/{name}.cpp" for name in SOURCES],
-            depends=[f"kernels/cpu/{name}.h" for name in ("drl_policy", "packed", "step", "file")],
+            depends=[f"kernels/cpu/{name}.h" for name in HEADERS],
             extra_compile_args=FLAGS,
             language="c++",
             optional=True,

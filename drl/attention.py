@@ -26,13 +26,14 @@ class LinearAttention(nn.Module):
         mask: Tensor | None,
         state: LinearAttentionState | None,
         restart: Tensor | None,
+        read: slice = slice(None),
     ) -> tuple[Tensor, LinearAttentionState]:
         """x (B, T, D); mask (B, T), False where a token must leave no trace; restart (B,), True where the past in
-        `state` is forgotten. The state after this chunk comes back."""
+        `state` is forgotten; read: the tokens whose output comes back, beside the state after this chunk."""
         out_BTHK, state = linear_attention_packed(
             self._qkv(x), state, mask=mask, restart=restart, feature_map=self.feature_map, backend=self.backend
         )
-        return self.out(out_BTHK.flatten(2)), state
+        return self.out(out_BTHK[:, read].flatten(2)), state
 
     def step(
         self,
@@ -40,13 +41,14 @@ class LinearAttention(nn.Module):
         mask: Tensor | None,
         state: LinearAttentionState | None,
         restart: Tensor | None,
+        read: slice = slice(None),
     ) -> tuple[Tensor, LinearAttentionState]:
         """`forward` for the few tokens of one environment step, without gradient."""
         out_BTHK, state = linear_attention_step(
             *self._qkv(x).unbind(2), state,
             mask=mask, restart=restart, feature_map=self.feature_map, backend=self.backend
         )
-        return self.out(out_BTHK.flatten(2)), state
+        return self.out(out_BTHK[:, read].flatten(2)), state
 
     def _qkv(self, x: Tensor) -> Tensor:
         return self.qkv(x).unflatten(-1, (3, self.heads, -1))
@@ -61,9 +63,11 @@ class SoftmaxAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: None, restart: Tensor | None) -> tuple[Tensor, None]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, state: None, restart: Tensor | None, read: slice = slice(None)
+    ) -> tuple[Tensor, None]:
         """As LinearAttention; padding is on the right, so the causal order alone hides it."""
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout)
-        return self.out(out_BHTK.transpose(1, 2).flatten(2)), None
+        return self.out(out_BHTK.transpose(1, 2)[:, read].flatten(2)), None

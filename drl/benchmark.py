@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from drl.benchmark_corl import CorlUpdate
 from drl.benchmark_device import machine, summary
 from drl.benchmark_model import SPACES, TARGET_RETURN, checkpoint, described
 from drl.captured import is_cuda
 from drl.config import Config, ModelConfig, TrainConfig
-from drl.data.sampling import Steps
+from drl.data.sampling import Steps, WindowSampler
 from drl.data.store import EpisodeStore, Normaliser
 from drl.policy import RecurrentPolicy
 from drl.progress import progress
@@ -57,7 +58,7 @@ def update(
     compile: str = "auto",
 ) -> str:
     """Milliseconds per gradient update of chunks of 20 steps, as Markdown: every batch size with every number of seeds
-    side by side, on the GPU where there is one."""
+    side by side, on the GPU where there is one; and a plain PyTorch update of one seed as CORL writes it."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     device = resolve_device("auto")
     settings = chosen(TrainConfig(precision=precision, compile=compile), device)
@@ -91,9 +92,27 @@ def update(
             times = [total / block for total in _timed(several, updates // block or 1, label)]
             low, median, high = (value / 1000 for value in summary(times))
             lines.append(f"| {label} | {batch} | {count} | {median:.3g} | {low:.3g} to {high:.3g} | {ready:.1f} |")
+    for half, batch in itertools.product((False, True), batch_sizes):
+        label = "as CORL's dt.py, " + ("bfloat16 autocast" if half else "float32")
+        low, median, high = _corl(updates // block or 1, block, batch, half, device, label)
+        lines.append(f"| {label} | {batch} | 1 | {median:.3g} | {low:.3g} to {high:.3g} | |")
     kind = f"{settings.precision}, {'compiled' if settings.compile == 'on' else 'not compiled'}"
-    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, {kind}, context 20. "
+    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, context 20; ours {kind}. "
                       f"{described(ModelConfig())} {machine()}"])
+
+
+def _corl(count: int, block: int, batch: int, half: bool, device: str, label: str) -> list[float]:
+    """Milliseconds of CorlUpdate, an update, drawing included: a low, the median and a high value."""
+    model, settings, store = ModelConfig(), TrainConfig(batch_size=batch), _store()
+    peer = CorlUpdate(model, settings, store.spaces.observation_dim, store.spaces.action_dim, device)
+    sampler = WindowSampler(Steps(store, device), batch, settings.context, seed=0)
+
+    def several():
+        for _ in range(block):
+            loss = peer(sampler.next(), half)
+        loss.item()
+
+    return [value / 1000 / block for value in summary(_timed(several, count, label))]
 
 
 def _timed(call: Callable[[], object], count: int, label: str) -> list[float]:

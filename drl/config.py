@@ -33,8 +33,8 @@ class ModelConfig:
     feature_map: Literal["elu1", "relu", "identity"] = "elu1"
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
-    backend: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    """how the linear attention is computed; auto: triton on a GPU, chunked elsewhere"""
+    backend: Literal["auto", "reference", "chunked", "triton", "cpu"] = "auto"
+    """how the linear attention is computed; auto: triton on a GPU, cpu on a CPU where it was built, else chunked"""
 
     dropout: float = 0.0
     """share of activations dropped in training, 0 to 1"""
@@ -89,11 +89,11 @@ class TrainConfig:
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """what the model computes in; weights, states, optimizer and loss are float32 in any case; auto: bfloat16 on
-    cuda, float32 on cpu"""
+    cuda and on a cpu that multiplies bfloat16 numbers, else float32"""
 
     compile: Literal["auto", "on", "off"] = "auto"
     """fuse the update with torch.compile, which takes 15 s to a minute at the start; auto: on for 45,000 updates or
-    more on cuda"""
+    more on cuda, off on cpu"""
 
     log_every: int = 100
     """updates between two lines of metrics"""

@@ -40,11 +40,12 @@ class Block(nn.Module):
         mask: Tensor | None,
         state: LinearAttentionState | None,
         restart: Tensor | None,
+        read: slice = slice(None),
         step: bool = False,
     ):
         attend = self.attention.step if step else self.attention
-        mixed_BTD, state = attend(self.norm_attention(x), mask, state, restart)
-        x = x + self.dropout(mixed_BTD)
+        mixed_BTD, state = attend(self.norm_attention(x), mask, state, restart, read)
+        x = x[:, read] + self.dropout(mixed_BTD)
         if self.training and self.dropout.p > 0:
             return x + self.dropout(self.mlp(self.norm_mlp(x))), state
         norm, inner, _, outer = self.norm_mlp, *self.mlp
@@ -117,8 +118,8 @@ class DecisionTransformer(nn.Module):
         time_BLD = self._embed_timestep(timesteps)
         x_BL3D = time_BLD[:, :, None] + self._embed(returns_to_go, observations, actions)
         mask_BT = None if mask is None else mask.repeat_interleave(3, dim=1)
-        x_BTD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state, restart)
-        return self._read_out(x_BTD[:, 1::3]), state
+        x_BLD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state, restart, slice(1, None, 3))
+        return self._read_out(x_BLD), state
 
     @torch.no_grad()
     def step(
@@ -152,8 +153,8 @@ class DecisionTransformer(nn.Module):
         x_BTD = time_BTD + self._embed(return_to_go, observation, previous_action).roll(1, dims=1)
         mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
         mask_BT[:, 0] = ~first
-        x_BTD, state = self._trunk(x_BTD, mask_BT, state, first, step=True)
-        return self._read_out(x_BTD[:, 2]), state
+        x_B1D, state = self._trunk(x_BTD, mask_BT, state, first, slice(2, None), step=True)
+        return self._read_out(x_B1D[:, 0]), state
 
     def _embed(self, return_to_go: Tensor, observation: Tensor, action: Tensor) -> Tensor:
         """Tokens (..., 3, D) of (...), (..., O) and (..., A), as one product: its weight (3D, F) has three blocks, and
@@ -173,12 +174,15 @@ class DecisionTransformer(nn.Module):
         mask_BT: Tensor | None,
         state: ModelState | None,
         restart: Tensor | None,
+        read: slice,
         step: bool = False,
     ) -> tuple[Tensor, ModelState]:
+        """The tokens at `read` only: what the last layer would make of the others, nobody sees."""
         x_BTD = self.dropout(self.norm_embedding(x_BTD))
-        future = []
-        for block, past in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
-            x_BTD, after = block(x_BTD, mask_BT, past, restart, step)
+        future, last = [], len(self.blocks) - 1
+        for index, past in enumerate(state or (None,) * len(self.blocks)):
+            rows = read if index == last else slice(None)
+            x_BTD, after = self.blocks[index](x_BTD, mask_BT, past, restart, rows, step)
             future.append(after)
         return x_BTD, tuple(future)
 

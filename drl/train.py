@@ -188,10 +188,16 @@ def chosen(settings: TrainConfig, device: str) -> TrainConfig:
     """`settings` with what "auto" means on `device`."""
     precision, compile = settings.precision, settings.compile
     if precision == "auto":
-        precision = "bfloat16" if is_cuda(device) else "float32"
+        precision = "bfloat16" if is_cuda(device) or multiplies_bfloat16() else "float32"
     if compile == "auto":
         compile = "on" if is_cuda(device) and settings.updates >= COMPILED_UPDATES else "off"
     return dataclasses.replace(settings, precision=precision, compile=compile)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; where it has none, bfloat16 is slower than float32."""
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def resolve_device(device: str) -> str:

@@ -10,7 +10,7 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
     reference.py     the recurrence in a Python loop, any float dtype          the oracle
     chunked.py       quadratic inside a chunk, a running sum between chunks    training and acting, any device
     triton/          fused kernels                                              training and acting, on a GPU
-    cpu/             a policy's whole step, compiled                            acting, on a CPU
+    cpu/             compiled: a policy's whole step, and the operator          training and acting, on a CPU
     feature_map.py   phi
 
 Beside it stands what a layer does to every token on its own, token_wise.py, in plain torch or as one kernel.

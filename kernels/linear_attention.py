@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from drl.kernels import chunked, reference, triton
+from drl.kernels.cpu import attention as cpu
 from drl.kernels.feature_map import FEATURE_MAPS
 
 TORCH = {"reference": reference.attend, "chunked": chunked.attend}
-PLANNED = {"cpu": "not part of this version; use 'chunked'"}
+FUSED = {"triton": triton, "cpu": cpu}
 STEP_TOKENS = 4
 
 
@@ -70,7 +71,8 @@ def linear_attention(
         feature_map: "elu1" (elu(x) + 1, the paper's), "relu" or "identity".
         eps: added to the denominator.
         backend: "auto" or a key of `available_backends()`. An explicit choice never falls back to another; "auto" is
-            "triton" for float32, bfloat16 and float16 on a CUDA device, else "chunked".
+            "triton" for float32, bfloat16 and float16 on a CUDA device, "cpu" for float32 and bfloat16 on a CPU where
+            it was built, else "chunked".
 
     Returns:
         Output (B, T, H, V) in the dtype of `v`, and the state after token T. Sums and denominators are float32
@@ -132,7 +134,7 @@ def linear_attention_step(
 
 def available_backends() -> dict[str, str | None]:
     """Every backend name: None where it can run on this machine, else the reason why not."""
-    return dict.fromkeys(TORCH) | {"triton": triton.unavailable()} | PLANNED
+    return dict.fromkeys(TORCH) | {name: kind.unavailable() for name, kind in FUSED.items()}
 
 
 def choose(backend: str, values: Tensor) -> str:
@@ -142,11 +144,12 @@ def choose(backend: str, values: Tensor) -> str:
         ValueError: the backend is unknown, or cannot run here or on such tensors.
     """
     if backend == "auto":
-        return "triton" if values.is_cuda and not triton.unavailable() and not triton.refuses(values) else "chunked"
+        best = "triton" if values.is_cuda else "cpu"
+        return best if not FUSED[best].unavailable() and not FUSED[best].refuses(values) else "chunked"
     reasons = available_backends()
     if backend not in reasons:
         raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(['auto', *reasons])}")
-    reason = reasons[backend] or (triton.refuses(values) if backend == "triton" else None)
+    reason = reasons[backend] or (FUSED[backend].refuses(values) if backend in FUSED else None)
     if reason:
         raise ValueError(f"backend {backend!r} is unavailable: {reason}")
     return backend
@@ -158,6 +161,9 @@ def _run(
     """Check, choose, compute: `fused` is the Triton operator of a door, `tensors` what it takes for q, k and v."""
     _check(q, k, v, state, mask, restart, feature_map)
     backend = choose(backend, v)
+    if backend == "cpu":
+        out, *after = cpu.attend(tensors, *(state or (None, None)), mask, restart, feature_map, eps)
+        return out, LinearAttentionState(*after)
     if backend == "triton":
         out, *after = fused(*tensors, *(state or (None, None)), mask, restart, feature_map, eps)
         return out, LinearAttentionState(*after)

@@ -19,6 +19,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config", "drl.benchmark_figure"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
+    {"drl.kernels.cpu.attention"},
     {"drl.kernels.triton.tiles"},
     {
         "drl.kernels.triton.forward", "drl.kernels.triton.backward", "drl.kernels.triton.step",
@@ -55,7 +56,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.players"},
     {"drl.rollout"},
     {"drl.evaluate", "drl.trainer", "drl.portable", "drl.benchmark_batches", "drl.benchmark_step_memories"},
-    {"drl.train", "drl.export", "drl.benchmark_step_peers"},
+    {"drl.train", "drl.export", "drl.benchmark_step_peers", "drl.benchmark_corl"},
     {"drl.card"},
     {"drl.report", "drl.benchmark", "drl.benchmark_step", "drl.benchmark_evaluate"},
     {"drl.cli_benchmark"},

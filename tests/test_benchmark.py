@@ -17,7 +17,8 @@ def threads():
 
 def test_updates_are_reported_for_both_ways_of_sampling_and_both_attentions():
     table = benchmark.update(updates=2, threads=1)
-    assert re.findall(r"^\| (linear|softmax)(.+?) \| 64 \| 1 \| [\d.e+]+ \|", table, re.M) == [
-        ("linear", ", state passing"), ("linear", ", windows"), ("softmax", ", windows")
+    assert re.findall(r"^\| (linear|softmax|as CORL's)(.+?) \| 64 \| 1 \| [\d.e+]+ \|", table, re.M) == [
+        ("linear", ", state passing"), ("linear", ", windows"), ("softmax", ", windows"),
+        ("as CORL's", " dt.py, float32"), ("as CORL's", " dt.py, bfloat16 autocast"),
     ]
     assert "2 updates after 5 of warm-up" in table

@@ -14,6 +14,7 @@ from drl.kernels import (
     LinearAttentionState,
     available_backends,
     chunked,
+    compiled_unavailable,
     linear_attention,
     linear_attention_packed,
     linear_attention_step,
@@ -22,9 +23,11 @@ from drl.kernels import (
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Triton's interpreter is numpy, which tells of inf
 
 B, H, K, V = 2, 3, 5, 7
-BACKENDS = [name for name, reason in available_backends().items() if reason is None]
-TORCH_BACKENDS = [name for name in BACKENDS if name in ("reference", "chunked")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # everything here runs on a GPU where there is one
+BACKENDS = [
+    name for name, reason in available_backends().items() if reason is None and (name != "cpu" or DEVICE == "cpu")
+]
+TORCH_BACKENDS = [name for name in BACKENDS if name in ("reference", "chunked")]
 
 # at and beside the edges of a chunk of 64 and of the 128 tokens that still go as one chunk; 60 is a window of 20 steps
 LENGTHS = [1, 2, 60, 63, 64, 65, 127, 128, 129, 131, 200]
@@ -38,7 +41,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 DRIFT = 1e-5
 
 # The dtype in which a backend is compared with another at a tolerance of rounding
-FINEST = {"triton": torch.float32, "reference": torch.float64, "chunked": torch.float64}
+FINEST = {"triton": torch.float32, "cpu": torch.float32, "reference": torch.float64, "chunked": torch.float64}
 
 HUGE = 3e38  # finite in float32, its products are not: zero times them would be NaN
 
@@ -462,8 +465,6 @@ MISTAKES = {
     "unknown backend": (
         {"backend": "flash"}, "unknown backend 'flash'; expected one of auto, reference, chunked, triton, cpu"
     ),
-    "planned backend cpu": ({"backend": "cpu"}, "backend 'cpu' is unavailable: not part of this version; "
-                                                "use 'chunked'"),
     "unknown feature map": (
         {"feature_map": "exp"}, "unknown feature_map 'exp'; expected one of elu1, relu, identity"
     ),
@@ -551,7 +552,7 @@ def test_every_backend_is_listed_with_the_reason_why_it_cannot_run():
     backends = available_backends()
     assert list(backends) == ["reference", "chunked", "triton", "cpu"]
     assert backends["reference"] is None and backends["chunked"] is None
-    assert backends["cpu"] == "not part of this version; use 'chunked'"
+    assert backends["cpu"] == compiled_unavailable()
 
 
 def test_importing_the_kernels_brings_in_torch_and_nothing_else_of_weight():

@@ -502,7 +502,7 @@ def test_resolving_fills_in_what_the_config_leaves_open():
     config = resolve(Config(dataset="synthetic/rule-v0"), store)
     assert config.environment == "Pendulum-v1"
     assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert config.train.precision == ("bfloat16" if torch.cuda.is_available() else "float32")
+    assert config.train.precision in ("bfloat16", "float32") and config.train.compile in ("on", "off")
     assert config.evaluate.target_returns == [store.episode_returns.max()]
     assert resolve(config, store) == config, "what is resolved stays"
 
@@ -514,11 +514,21 @@ def test_resolving_keeps_what_the_config_says(precision, compile):
 
 
 @pytest.mark.parametrize(
-    ("device", "updates", "meant"),
-    [("cpu", 100_000, ("float32", "off")), ("cuda", 44_999, ("bfloat16", "off")), ("cuda", 45_000, ("bfloat16", "on"))],
+    ("device", "instructions", "updates", "meant"),
+    [
+        ("cpu", {}, 100_000, ("float32", "off")),
+        ("cpu", {"avx512_f": True, "avx512_bf16": False}, 100_000, ("float32", "off")),
+        ("cpu", {"avx512_bf16": True}, 1, ("bfloat16", "off")),
+        ("cpu", {"amx_bf16": True}, 100_000, ("bfloat16", "off")),
+        ("cuda", {}, 44_999, ("bfloat16", "off")),
+        ("cuda", {}, 45_000, ("bfloat16", "on")),
+    ],
 )
-def test_resolving_chooses_what_suits_the_device_and_the_length_of_the_run(monkeypatch, device, updates, meant):
+def test_resolving_chooses_what_suits_the_device_and_the_length_of_the_run(
+    monkeypatch, device, instructions, updates, meant
+):
     monkeypatch.setattr("drl.train.resolve_device", lambda named: named)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
     config = dataclasses.replace(make_config(updates=updates, precision="auto", compile="auto"), device=device)
     settings = resolve(config, make_store()).train
     assert (settings.precision, settings.compile) == meant

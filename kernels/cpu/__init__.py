@@ -1,9 +1,12 @@
-"""The whole step of a policy as one compiled function: weights packed once, nothing allocated, one thread or several.
+"""What is compiled for CPUs: the whole step of a policy as one function, weights packed once, nothing allocated, one
+thread or several; and the operator, forward and backward.
 
     drl_policy.h      the C interface: what a program in C includes
     policy.cpp        instruction set, packing, the calls
     step.h            one environment step; the step_*.cpp compile it once for each instruction set
     file.h, file.cpp  reads the model.safetensors of an exported policy
+    attention.h, .cpp the operator on a chunk of tokens   operator.h  one call of it
+    attention.py      the operator as torch sees it
 
 This file is the door from Python, with addresses for arguments: it knows neither numpy nor a policy. The library is
 built where a C++ compiler is found; without it the package works, slower.
@@ -125,6 +128,18 @@ class CompiledPolicy:
     def __del__(self):
         if getattr(self, "_policy", None):
             self._functions.drl_policy_free(self._policy)
+
+
+@functools.cache
+def function(name: str, result: type, arguments: tuple[type, ...]) -> Callable:
+    """A function of the library, for the files beside this one.
+
+    Raises:
+        OSError: there is no library.
+    """
+    found = getattr(_library(), name)
+    found.restype, found.argtypes = result, arguments
+    return found
 
 
 @functools.cache

@@ -11,6 +11,7 @@
 #define ROWS 3
 #define PAIRS 0
 #include "step.h"
+#include "attention.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -9,3 +9,4 @@
 #endif
 #define PAIRS 0
 #include "step.h"
+#include "attention.h"
