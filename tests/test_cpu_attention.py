@@ -124,6 +124,14 @@ def test_the_operators_are_what_they_tell_torch():
         opcheck(attention._attend_packed_backward, (packed, *rest), test_utils=checks)
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_torch_compile_sees_one_graph(backend):
+    packed = torch.randn(2, 5, 3, 2, 4)
+    operator = torch.compile(lambda x: linear_attention_packed(x, backend=backend)[0] * 2, fullgraph=True,
+                             backend="aot_eager")
+    assert torch.equal(operator(packed), linear_attention_packed(packed, backend=backend)[0] * 2)
+
+
 def test_only_the_output_of_a_packed_projection_has_to_be_used():
     packed = torch.randn(2, 9, 3, 2, 5)
     results = []

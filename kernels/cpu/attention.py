@@ -13,7 +13,12 @@ from torch.library import custom_op
 from drl.kernels import cpu
 
 CHUNK = 64
-unavailable = cpu.unavailable
+REASON = cpu.unavailable()  # asked for here, because torch.compile cannot see through the search for a file
+
+
+def unavailable() -> str | None:
+    """Why this cannot run here; None if it can."""
+    return REASON
 
 
 def refuses(values: Tensor) -> str | None:
