@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drl.benchmark import _checkpoint
+from drl.benchmark_model import checkpoint
 from drl.policy import RecurrentPolicy
 
 pytestmark = pytest.mark.cuda
@@ -16,7 +16,7 @@ def observations() -> torch.Tensor:
 
 
 def test_acting_by_graph_is_stepping():
-    stepped, acting = (RecurrentPolicy(_checkpoint("linear"), "cuda") for _ in range(2))
+    stepped, acting = (RecurrentPolicy(checkpoint("linear"), "cuda") for _ in range(2))
     acting.model.load_state_dict(stepped.model.state_dict())
     reward = torch.rand(B, device="cuda")
     state = stepped.initial_state(B, 3600.0)
@@ -28,7 +28,7 @@ def test_acting_by_graph_is_stepping():
 
 
 def test_an_action_stays_what_it_was_when_the_next_one_is_taken():
-    policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
+    policy = RecurrentPolicy(checkpoint("linear"), "cuda")
     policy.reset(B, 3600.0)
     taken = [policy.act(observation) for observation in observations()[:8]]
     kept = [action.clone() for action in taken]
@@ -37,7 +37,7 @@ def test_an_action_stays_what_it_was_when_the_next_one_is_taken():
 
 
 def test_a_reset_begins_anew():
-    policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
+    policy = RecurrentPolicy(checkpoint("linear"), "cuda")
     seen = observations()
 
     def play():
@@ -48,7 +48,7 @@ def test_a_reset_begins_anew():
 
 
 def test_a_wrong_shape_is_refused_before_the_graph_runs():
-    policy = RecurrentPolicy(_checkpoint("linear"), "cuda")
+    policy = RecurrentPolicy(checkpoint("linear"), "cuda")
     policy.reset(B, 3600.0)
     with pytest.raises(ValueError, match="observation must be"):
         policy.act(torch.zeros(B, 12, device="cuda"))
