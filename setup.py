@@ -8,15 +8,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
-SOURCES = ["policy", "file", "attention", "step_baseline", "step_avx2", "step_avx512", "step_avx512_bf16"]
-HEADERS = ["drl_policy", "packed", "step", "file", "operator", "attention"]
+SOURCES = ["policy", "pool", "file", "attention", "step_baseline", "step_avx2", "step_avx512", "step_avx512_bf16"]
+HEADERS = ["drl_policy", "packed", "pool", "step", "file", "operator", "attention"]
 
 
 class Build(build_ext):
     """A plain shared library for ctypes and C: it is no Python module and includes no header of Python's."""
 
     def build_extension(self, extension):
-        if self._has("-fopenmp"):  # without it large batches use one thread
+        if self._has("-fopenmp"):  # without it training uses one thread
             extension.extra_compile_args.append("-fopenmp")
             extension.extra_link_args.append("-fopenmp")
         super().build_extension(extension)

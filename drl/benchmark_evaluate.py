@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from drl import checkpoint as checkpoints
+from drl import exported
 from drl.benchmark_device import machine, summary
 from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
@@ -32,14 +32,14 @@ def evaluate(
 
     Args:
         environment: Gymnasium id.
-        run: folder of a trained recurrent policy; empty: random weights, whose episodes are short.
+        run: folder of a trained recurrent policy, a run, a checkpoint or an exported one; empty: random weights, whose episodes are short.
         window_steps: environment steps of the window loop in each repeat.
 
     Raises:
         UserError: `run` holds no recurrent policy, or the environment does not fit it.
     """
     torch.set_num_threads(1)
-    checkpoint = checkpoints.load(run) if run else synthetic(environment, ModelConfig())
+    checkpoint = exported.load(run)[0] if run else synthetic(environment, ModelConfig())
     config = checkpoint.config
     policy = RecurrentPolicy(checkpoint, "cpu", engine)
     asked = {"target_return": (config.evaluate.target_returns or [3600.0])[0], "seed": config.evaluate.seed}

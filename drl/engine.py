@@ -21,7 +21,7 @@ from drl.policy_state import Layout, PackedState, PolicyState, address_of
 
 ENGINES = {"cpu": "float32", "cpu-bfloat16": "bfloat16"}  # and what the weights are kept in
 SIZES = ("width", "layers", "heads", "max_timesteps", "feature_map", "return_scale")
-MANY = 4 * 16  # rows from which a call may use several threads
+EACH = 8  # rows for each thread of a call, at least: fewer are not worth waking it
 FLOAT = 4  # bytes
 
 
@@ -114,9 +114,9 @@ class Engine:
             _refuse(bad, block[S:S + O].reshape(n, -1), block[S + O:S + O + n])
         return block[-A:].reshape(n, -1).copy(), PackedState(block, n, self._layout, address)
 
-    def in_place(self, state: PackedState) -> "InPlace":
-        """Act over `state`, which every call overwrites."""
-        return InPlace(self._policy, state, self._O, self._A)
+    def in_place(self, state: PackedState, threads: int | None = None) -> "InPlace":
+        """Act over `state`, which every call overwrites. `threads`: at most; None: as many as torch has."""
+        return InPlace(self._policy, state, self._O, self._A, threads)
 
 
 class InPlace:
@@ -129,8 +129,10 @@ class InPlace:
         ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite.
     """
 
-    def __init__(self, policy: CompiledPolicy, state: PackedState, observation_dim: int, action_dim: int):
-        self._state, B = state, len(state)
+    def __init__(
+        self, policy: CompiledPolicy, state: PackedState, observation_dim: int, action_dim: int, threads: int | None
+    ):
+        self._state, self._threads, B = state, threads, len(state)
         self._observations = np.zeros((B, observation_dim), np.float32)
         self._rewards, self._actions = np.zeros(B, np.float32), np.zeros((B, action_dim), np.float32)
         observation, reward, action = map(address_of, (self._observations, self._rewards, self._actions))
@@ -138,7 +140,7 @@ class InPlace:
             n, rows, observation, reward, None, state.address, state.address, action, threads
         )
         self._step_all = policy.prepared(
-            B, None, observation, reward, None, state.address, state.address, action, _threads(B)
+            B, None, observation, reward, None, state.address, state.address, action, _threads(B, threads)
         )
 
     def __len__(self) -> int:
@@ -156,7 +158,7 @@ class InPlace:
             return self._actions[:0].copy()
         self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
         self._rewards[:n] = _per_row("reward", rewards, n)
-        if bad := self._step(n, address_of(rows), _threads(n)):
+        if bad := self._step(n, address_of(rows), _threads(n, self._threads)):
             _refuse(bad, self._observations, self._rewards)
         return self._actions[:n].copy()
 
@@ -187,8 +189,8 @@ def _per_row(name: str, values, count: int):
     return values
 
 
-def _threads(rows: int) -> int:
-    return 1 if rows < MANY else torch.get_num_threads()
+def _threads(rows: int, most: int | None = None) -> int:
+    return 1 if rows < 2 * EACH else min(most or torch.get_num_threads(), rows // EACH)
 
 
 def _refuse(bad: int, observations: np.ndarray, rewards: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from drl.captured import is_cuda
 from drl.policy import RecurrentPolicy, WindowPolicy
 
 LANE = 16
+PLAYERS = 2
 
 Policy = RecurrentPolicy | WindowPolicy
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -25,11 +26,24 @@ Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 actions (n, A) float32. The rewards of the first call are not read. Raises ValueError where it refuses a number."""
 
 
-def players(policy: Policy, episodes: np.ndarray, target_return: float) -> Act:
-    """Rows of which row r is to play `episodes[r]`, a group as `groups` makes them; none has begun."""
+def players(policy: Policy, episodes: np.ndarray, target_return: float, threads: int = 1) -> Act:
+    """Rows of which row r is to play `episodes[r]`, a group as `groups` makes them; none has begun. `threads`: that a
+    call of the compiled engine may use."""
     if _compiled(policy):
-        return policy.in_place(len(episodes), target_return)
+        return policy.in_place(len(episodes), target_return, threads)
     return _Lane(policy, episodes, target_return)
+
+
+def side_by_side(policy: Policy, cores: int) -> int:
+    """How many threads are to play, a group each.
+
+    While one decides the other moves, each with its share of the cores: that is two of the compiled engine. Each more
+    is one more to wait for the interpreter's lock, which passes from core to core in tens of microseconds. A step of
+    torch is long and uses one core. A GPU takes all rows in one call.
+    """
+    if is_cuda(policy.device):
+        return 1
+    return min(cores, PLAYERS) if _compiled(policy) else cores
 
 
 def groups(policy: Policy, episodes: int, environments: int, threads: int) -> list[np.ndarray]:

@@ -85,15 +85,15 @@ class RecurrentPolicy(Doors):
         action, state = self._engine.step(observation, reward, state, episode_start)
         return _as(observation, action), state
 
-    def in_place(self, batch: int, target_return=None) -> InPlace:
+    def in_place(self, batch: int, target_return=None, threads: int | None = None) -> InPlace:
         """Rows that are kept here and overwritten, for the compiled engines: finished ones cost nothing.
 
         Returns an object to be called as `act(observations (n, O), rewards (n,), rows (n,) or None for all)`; it gives
-        actions (n, A), and raises as `step` does.
+        actions (n, A), and raises as `step` does. `threads`: that share a call, at most; None: as many as torch has.
         """
         if self._engine is None:
             raise ValueError(f"engine {self.engine!r} has no step in place; it has `act`")
-        return self._engine.in_place(self.initial_state(batch, target_return))
+        return self._engine.in_place(self.initial_state(batch, target_return), threads)
 
     def _decide(self, observation_BO, return_B, timestep_B, first_B, state: PolicyState):
         action_BA, attention = self.model.step(

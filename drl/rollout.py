@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from drl.captured import is_cuda
 from drl.envs import Envs, check_fit, make_envs
 from drl.errors import UserError
-from drl.players import Act, Policy, groups, players
+from drl.players import Act, Policy, groups, players, side_by_side
 from drl.progress import progress
 
 THREAD = "drl-rollout"  # the name of each
@@ -68,21 +67,21 @@ def rollout(
     """
     check_fit(environment, policy.spaces, "the checkpoint")
     threads = threads or len(os.sched_getaffinity(0))
-    # a GPU takes all rows in one call: one thread plays, and the physics of its rows is spread over the cores
-    players_threads = 1 if is_cuda(policy.device) else min(threads, environments, episodes)
+    players_threads = min(side_by_side(policy, threads), environments, episodes)
     shared = groups(policy, episodes, environments, players_threads)
     players_threads = min(players_threads, len(shared))
+    threads_each = -(-threads // players_threads)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_thread())
         each = [
             stack.enter_context(contextlib.closing(
-                make_envs(environment, max(map(len, shared)), threads // players_threads)))
+                make_envs(environment, max(map(len, shared)), threads_each)))
             for _ in range(players_threads)
         ]
 
         def play_group(envs: Envs, group: np.ndarray) -> Iterator[Ended]:
-            return play(players(policy, group, target_return), envs, group, seed)
+            return play(players(policy, group, target_return, threads_each), envs, group, seed)
 
         bar = stack.enter_context(progress(episodes, "episode", label))
         for ended in _shared(play_group, each, shared):

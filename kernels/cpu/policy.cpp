@@ -1,8 +1,10 @@
 /* The library's door: choose the instruction set, pack the weights once, hand out chunks of environments. */
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -12,6 +14,7 @@
 
 #include "file.h"
 #include "packed.h"
+#include "pool.h"
 
 using drl::InstructionSet;
 using drl::Packed;
@@ -336,15 +339,15 @@ int64_t drl_policy_step(const drl_policy *policy, int64_t n, const int64_t *rows
         std::memcpy(&timestep, before + (rows ? rows[i] : i) * packed.state_size + 2, 4);
         if (timestep != 0 && !(begins && begins[i]) && !finite(reward[i])) return -(1 + i);
     }
-    const int64_t chunks = (n + drl::CHUNK - 1) / drl::CHUNK;
-    if (threads > chunks) threads = int(chunks);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const int64_t start = chunk * drl::CHUNK, count = n - start < drl::CHUNK ? n - start : drl::CHUNK;
+    threads = std::max(1, threads);
+    const int64_t size = std::max<int64_t>(1, std::min<int64_t>((n + threads - 1) / threads, drl::CHUNK));
+    const auto work = [&](int64_t chunk) {
+        const int64_t start = chunk * size, count = n - start < size ? n - start : size;
         const drl::Task task = {int(count), rows ? rows + start : nullptr, start, observation + start * O,
                                 reward + start, begins ? begins + start : nullptr, before, after,
                                 action + start * A, workspace(packed.workspace)};
         policy->step(packed, task);
-    }
+    };
+    drl::share((n + size - 1) / size, threads, std::ref(work));
     return 0;
 }
