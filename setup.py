@@ -7,7 +7,8 @@ import tempfile
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+         "-fvisibility=hidden", "-pthread"]
 SOURCES = ["policy", "pool", "file", "attention", "step_baseline", "step_avx2", "step_avx512", "step_avx512_bf16"]
 HEADERS = ["drl_policy", "packed", "pool", "step", "file", "operator", "attention"]
 
@@ -16,13 +17,13 @@ class Build(build_ext):
     """A plain shared library for ctypes and C: it is no Python module and includes no header of Python's."""
 
     def build_extension(self, extension):
-        if self._has("-fopenmp"):  # without it training uses one thread
+        if extension.language == "c++" and self._has("-fopenmp"):  # without it training uses one
             extension.extra_compile_args.append("-fopenmp")
             extension.extra_link_args.append("-fopenmp")
         super().build_extension(extension)
 
     def get_export_symbols(self, extension):
-        return extension.export_symbols
+        return extension.export_symbols if extension.language == "c++" else super().get_export_symbols(extension)
 
     def _has(self, flag: str) -> bool:
         with tempfile.TemporaryDirectory() as folder:
@@ -44,9 +45,12 @@ setup(
             [f"kernels/cpu/{name}.cpp" for name in SOURCES],
             depends=[f"kernels/cpu/{name}.h" for name in HEADERS],
             extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
             language="c++",
             optional=True,
-        )
+        ),
+        Extension("drl.kernels.cpu._act", ["kernels/cpu/act.c"], depends=["kernels/cpu/drl_policy.h"],
+                  extra_compile_args=["-g0", "-O2"], optional=True),  # this one is a Python module
     ],
     cmdclass={"build_ext": Build},
 )

@@ -32,7 +32,7 @@ def evaluate(
 
     Args:
         environment: Gymnasium id.
-        run: folder of a trained recurrent policy, a run, a checkpoint or an exported one; empty: random weights, whose episodes are short.
+        run: folder of a run, a checkpoint or an exported policy; empty: random weights, whose episodes are short.
         window_steps: environment steps of the window loop in each repeat.
 
     Raises:

@@ -168,8 +168,8 @@ def build() -> Parser:
     verb = Parser(description="Environment steps per second of whole evaluations on all cores, beside the physics "
                   "alone on the same cores and the usual loop of one environment and a recomputed softmax window.")
     verb.add_argument("--environment", type=str, default="Hopper-v5", help="Gymnasium id")
-    verb.add_argument("--run", type=str, default="", help="run or checkpoint folder of a recurrent policy (default: "
-                      "random weights, whose episodes are short)")
+    verb.add_argument("--run", type=str, default="", help="folder of a run, a checkpoint or an exported policy "
+                      "(default: random weights, whose episodes are short)")
     verb.add_argument("--episodes", type=int, default=100, help="episodes of each repeat")
     verb.add_argument("--environments", type=int, default=100, help="environments side by side")
     verb.add_argument("--engine", type=str, default="auto", help="of the policy: cpu, cpu-bfloat16 or torch; "

@@ -11,6 +11,7 @@ stays at the last one.
 Dimension key: B rows, K window steps, O observation, A action.
 """
 
+import threading
 from typing import Self
 
 import numpy as np
@@ -37,7 +38,7 @@ class RecurrentPolicy(Doors):
         if checkpoint.config.model.attention == "softmax":
             raise UserError("softmax attention has no recurrent step; use --mode window (WindowPolicy)")
         super().__init__(checkpoint, device, engine)
-        self._engine = None
+        self._engine = self._caller = None
         if self.engine in COMPILED:
             self._engine = Engine(checkpoint.config.model, checkpoint.spaces, checkpoint.acting(), self.engine)
 
@@ -52,7 +53,7 @@ class RecurrentPolicy(Doors):
         return engine
 
     def double(self) -> Self:
-        self.engine, self._engine = "torch", None
+        self.engine, self._engine, self._caller = "torch", None, None
         return super().double()
 
     def initial_state(self, batch: int, target_return=None) -> PolicyState | PackedState:
@@ -73,6 +74,15 @@ class RecurrentPolicy(Doors):
             super().reset(batch, target_return)
         else:
             self._remembered = self.in_place(batch, target_return)
+            self._caller = self._remembered.caller
+            self._acting = self._caller or threading.Lock()
+
+    def act(self, observation, reward=0.0):
+        if self._caller is not None:
+            action = self._caller(observation, reward)
+            if action is not None:
+                return action
+        return super().act(observation, reward)
 
     def _act(self, observation, reward):
         if self._engine is None:

@@ -128,7 +128,7 @@ class Doors:
             ValueError: as `step`.
             RuntimeError: another thread is in `act` of the same policy.
         """
-        if not self._acting.acquire(blocking=False):
+        if not self._acting.acquire(False):
             raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
                                "own")
         try:

@@ -181,6 +181,32 @@ def test_memory_stays_as_it_is_over_a_long_episode():
     assert steps(20_000) - before < 256, "KiB: 20,000 states of 17 KiB would be 340 MiB"
 
 
+def test_acting_takes_whatever_step_takes_and_gives_the_same_bits_with_and_without_the_short_way(monkeypatch):
+    plain = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    mirrored = plain[:, ::-1].copy()[:, ::-1]
+    forms = (plain, plain.astype(np.float64), np.asfortranarray(plain), np.repeat(plain, 2, 0)[::2], mirrored,
+             plain.tolist(), torch.tensor(plain), plain.astype(">f4"))
+    rewards = (0.5, np.float32(0.5), 0.5 * np.ones(3), torch.tensor(0.5), [0.5] * 3)
+    expected = {}
+    for short in (True, False):
+        if not short:
+            monkeypatch.setattr(cpu.CompiledPolicy, "caller", lambda self, *args, **kwargs: None)
+        for form, reward in itertools.product(range(len(forms)), range(len(rewards))):
+            policy = RecurrentPolicy(make_checkpoint(), engine="cpu")
+            policy.reset(3)
+            actions = [np.asarray(policy.act(forms[form], rewards[reward])) for _ in range(2)]
+            np.testing.assert_array_equal(actions, expected.setdefault("first", actions))
+    assert (expected["first"][0] != expected["first"][1]).any(), "the second step was the first again"
+
+
+def test_what_acting_gives_away_is_the_callers_own():
+    policy = RecurrentPolicy(make_checkpoint(), engine="cpu")
+    first = policy.act(np.ones((3, 5)))
+    kept = first.copy()
+    policy.act(np.zeros((3, 5)))
+    np.testing.assert_array_equal(first, kept)
+
+
 # Faults
 
 

@@ -4,6 +4,7 @@ thread or several; and the operator, forward and backward.
     drl_policy.h      the C interface: what a program in C includes
     policy.cpp        instruction set, packing, the calls
     step.h            one environment step; the step_*.cpp compile it once for each instruction set
+    act.c             the shortest way from Python to a step
     file.h, file.cpp  reads the model.safetensors of an exported policy
     attention.h, .cpp the operator on a chunk of tokens   operator.h  one call of it
     attention.py      the operator as torch sees it
@@ -14,6 +15,7 @@ built where a C++ compiler is found; without it the package works, slower.
 
 import ctypes
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from importlib import machinery
 from pathlib import Path
@@ -24,7 +26,6 @@ ABI = 1
 PRECISIONS = {"float32": 0, "bfloat16": 1}
 FEATURE_MAPS = {"elu1": 0, "relu": 1, "identity": 2}
 ERROR = 500  # bytes of a message
-STEP_ARGUMENTS = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 7, ctypes.c_int]
 
 
 class _Sizes(ctypes.Structure):
@@ -117,13 +118,21 @@ class CompiledPolicy:
         self.instruction_set = functions.drl_policy_instruction_set(self._policy).decode()
         self.step = functools.partial(functions.drl_policy_step, self._policy)
 
-    def prepared(self, *arguments) -> Callable[[], int]:
-        """`step` with these arguments, to be called again and again: they are converted once."""
-        function = self._functions["drl_policy_step"]  # looked up by index, a function of its own, without argtypes
-        function.restype = ctypes.c_int64
-        kinds = STEP_ARGUMENTS[1:]
-        converted = [None if value is None else kind(value) for kind, value in zip(kinds, arguments, strict=True)]
-        return functools.partial(function, ctypes.c_void_p(self._policy), *converted)
+    def caller(
+        self, *addresses: int, rows: int, channels: int, threads: int, result: Callable[[], object], owner: object
+    ):
+        """act(observations, reward) of act.c; None where it was not built.
+
+        Args:
+            addresses: of observations, rewards, states and actions, in memory that `owner` keeps.
+            result: called for what it returns.
+        """
+        try:
+            act = importlib.import_module("drl.kernels.cpu._act")
+        except ImportError:
+            return None
+        step = ctypes.cast(self._functions.drl_policy_step, ctypes.c_void_p).value
+        return act.Caller(step, self._policy, *addresses, rows, channels, threads, result, (self, owner))
 
     def __del__(self):
         if getattr(self, "_policy", None):
@@ -159,7 +168,7 @@ def _library() -> ctypes.CDLL:
         ("drl_policy_state_size", number, [pointer]),
         ("drl_policy_state_head", number, [pointer]),
         ("drl_policy_state_padded", number, [pointer]),
-        ("drl_policy_step", number, STEP_ARGUMENTS),
+        ("drl_policy_step", number, [pointer, number, *[pointer] * 7, ctypes.c_int]),
     ):
         function = getattr(functions, name)
         function.restype, function.argtypes = result, arguments

@@ -69,7 +69,7 @@ inline vec up_to(int64_t t, int64_t i, vec x) {
     if (i + LANES <= t + 1) return x;
     ivec lane;
     for (int l = 0; l < LANES; ++l) lane[l] = l;
-    return either(lane > int(t - i), vec{}, x);
+    return lane > int(t - i) ? vec{} : x;
 }
 
 void transpose(const Matrix &from, const Matrix &to) {
@@ -164,8 +164,8 @@ void unmap_rows(const drl_attention &call, const Matrix &gradient, const Matrix 
         }
         for (int64_t i = 0; i < gradient.columns; i += LANES) {
             const vec g = load(numbers + i), p = load(phi.row(t) + i);
-            if (call.feature_map == DRL_ELU1) save(numbers + i, g * either(p < 1.0f, p, fill(1.0f)));
-            if (call.feature_map == DRL_RELU) save(numbers + i, either(p > 0.0f, g, vec{}));
+            if (call.feature_map == DRL_ELU1) save(numbers + i, g * least(p, fill(1.0f)));
+            if (call.feature_map == DRL_RELU) save(numbers + i, p > 0.0f ? g : vec{});
         }
     }
 }

@@ -35,7 +35,8 @@ constexpr int PANEL = COLUMNS * LANES;
 inline vec load(const float *from) { return *(const loose_vec *)from; }
 inline void save(float *to, vec value) { *(loose_vec *)to = value; }
 inline vec fill(float value) { return value - (vec){}; }
-inline vec either(ivec which, vec yes, vec no) { return (vec)((which & (ivec)yes) | (~which & (ivec)no)); }
+inline vec least(vec x, vec y) { return x < y ? x : y; }
+inline vec most(vec x, vec y) { return x > y ? x : y; }
 
 /* By halves, which is both quicker and more exact than lane by lane. */
 inline float sum(vec value) {
@@ -67,7 +68,7 @@ inline void keep(uint16_t *to, vec value) {
  * polynomial on |r| <= ln 2 / 2. */
 inline vec exp_negative(vec x) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    vec clamped = either(x < -87.0f, fill(-87.0f), x);
+    vec clamped = most(x, fill(-87.0f));
     vec shifted = clamped * 1.44269504f + shift;
     vec n = shifted - shift;
     vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
@@ -79,19 +80,18 @@ inline vec exp_negative(vec x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     ivec exponent = ((ivec)shifted - (ivec)fill(shift) + 127) << 23;
-    return either(x < -87.0f, vec{}, p * (vec)exponent);
+    return x < -87.0f ? vec{} : p * (vec)exponent;
 }
 
 inline vec feature(vec x, int map) {
-    if (map == DRL_ELU1) return either(x > 0.0f, x + 1.0f, exp_negative(either(x > 0.0f, vec{}, x)));
-    if (map == DRL_RELU) return either(x > 0.0f, x, vec{});
+    if (map == DRL_ELU1) return x > 0.0f ? x + 1.0f : exp_negative(least(x, vec{}));
+    if (map == DRL_RELU) return most(x, vec{});
     return x;
 }
 
 /* x Phi(x) with erf(x / sqrt 2) = x P(x^2) / Q(x^2) on |x| <= 5.3, a minimax fit of degrees 5 and 5 with error 8e-9. */
 inline vec gelu(vec x) {
-    vec c = either(x > 5.3f, fill(5.3f), x);
-    c = either(c < -5.3f, fill(-5.3f), c);
+    vec c = most(least(x, fill(5.3f)), fill(-5.3f));
     vec t = c * c;
     vec p = fill(4.81004001e-8f), q = fill(1.23716643e-6f);
     p = p * t + 1.27581498e-5f;
@@ -197,16 +197,17 @@ void apply(const Product &product, int rows, const A *a, int64_t a_stride, Y *y,
 template <class Y>
 void normalise(int rows, int width, int padded, const float *x, Y *y, const float *weight = nullptr,
                const float *bias = nullptr) {
+    const float share = 1.0f / width;
     for (int row = 0; row < rows; ++row, x += padded, y += padded) {
         vec total = {}, square = {};
         for (int i = 0; i < padded; i += LANES) total += load(x + i);
-        const float mean = sum(total) / width;
+        const float mean = sum(total) * share;
         for (int i = 0; i < padded; i += LANES) {
             vec centred = load(x + i) - mean;
             square += centred * centred;
         }
         /* the padding is 0 and was counted as (0 - mean)^2 */
-        const float variance = (sum(square) - (padded - width) * mean * mean) / width;
+        const float variance = (sum(square) - (padded - width) * mean * mean) * share;
         const float scale = 1.0f / sqrtf(variance + 1e-5f);
         for (int i = 0; i < padded; i += LANES) {
             vec value = (load(x + i) - mean) * scale;
