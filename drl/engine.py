@@ -21,7 +21,7 @@ from drl.policy_state import Layout, PackedState, PolicyState, address_of
 
 ENGINES = {"cpu": "float32", "cpu-bfloat16": "bfloat16"}  # and what the weights are kept in
 SIZES = ("width", "layers", "heads", "max_timesteps", "feature_map", "return_scale")
-EACH = 8  # rows for each thread of a call, at least: fewer are not worth waking it
+EACH = 4  # rows for each thread of a call, at least: fewer are not worth waking it
 FLOAT = 4  # bytes
 
 

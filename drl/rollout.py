@@ -1,9 +1,9 @@
 """Seeded episodes of one policy, played on all cores.
 
-Groups of episodes are shared among threads; each thread has environments of its own and takes the next group when all
-episodes of its last one are over. Policy and physics both work without the interpreter's lock, so while one thread
-decides another may move. Episode i resets with seed + i and is played alike in any group: returns are bit-equal for
-1, 4 and 100 environments and for any number of threads.
+Groups of episodes are shared among players, which are threads; each has environments of its own and takes the next
+group when all episodes of its last one are over. Policy and physics both work without the interpreter's lock, each on
+the player's share of the cores, so while one player decides another may move. Episode i resets with seed + i and is
+played alike in any group: returns are bit-equal for 1, 4 and 100 environments and for any number of threads.
 """
 
 import contextlib
@@ -60,24 +60,23 @@ def rollout(
     """Play `episodes` episodes, at most `environments` of them side by side.
 
     Args:
-        threads: None: one for each core. Changes the speed only.
+        threads: that may work at once; None: one for each core. Changes the speed only.
 
     Raises:
         UserError: the environment does not fit the policy, or one of them answered what is not finite.
     """
     check_fit(environment, policy.spaces, "the checkpoint")
     threads = threads or len(os.sched_getaffinity(0))
-    players_threads = min(side_by_side(policy, threads), environments, episodes)
-    shared = groups(policy, episodes, environments, players_threads)
-    players_threads = min(players_threads, len(shared))
-    threads_each = -(-threads // players_threads)
+    playing = min(side_by_side(policy, threads), environments, episodes)
+    shared = groups(policy, episodes, environments, playing)
+    playing = min(playing, len(shared))
+    threads_each = -(-threads // playing)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_thread())
         each = [
-            stack.enter_context(contextlib.closing(
-                make_envs(environment, max(map(len, shared)), threads_each)))
-            for _ in range(players_threads)
+            stack.enter_context(contextlib.closing(make_envs(environment, max(map(len, shared)), threads_each)))
+            for _ in range(playing)
         ]
 
         def play_group(envs: Envs, group: np.ndarray) -> Iterator[Ended]:

@@ -5,6 +5,7 @@ The oracle is the policy in float64 on torch. What both must do alike at the doo
 
 import functools
 import itertools
+import multiprocessing
 import re
 import resource
 import shutil
@@ -157,6 +158,45 @@ def test_in_place_it_does_what_the_pure_step_does_and_leaves_other_rows_alone():
         np.testing.assert_array_equal(actions, np.reshape(expected, (count, 7)))
     for row, state in enumerate(states):
         np.testing.assert_array_equal(act._state.array[row], state.array[0])
+
+
+def in_turn(act, rng) -> np.ndarray:
+    return np.stack([act(rng.normal(size=(len(act), 5)), 0.1, np.arange(len(act))) for _ in range(20)])
+
+
+@pytest.mark.parametrize("rows", [2, 17, 100])
+def test_callers_at_the_same_time_with_threads_to_share_get_the_bits_of_one_thread_alone(rows):
+    policy = RecurrentPolicy(make_checkpoint(width=64, heads=2), engine="cpu")
+    expected = [in_turn(policy.in_place(rows, 30.0, threads=1), np.random.default_rng(seed)) for seed in range(4)]
+    found = [None] * 4
+
+    def work(seed):
+        found[seed] = in_turn(policy.in_place(rows, 30.0, threads=seed + 2), np.random.default_rng(seed))
+
+    callers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_acts_as_its_parent_whose_threads_it_does_not_have():
+    policy = RecurrentPolicy(make_checkpoint(width=64, heads=2), engine="cpu")
+    act = policy.in_place(100, 30.0, threads=2)
+    expected = in_turn(policy.in_place(100, 30.0, threads=1), np.random.default_rng(0))
+    in_turn(policy.in_place(100, 30.0, threads=2), np.random.default_rng(1))
+
+    def child():
+        sys.exit(not np.array_equal(in_turn(act, np.random.default_rng(0)), expected))
+
+    forked = multiprocessing.get_context("fork").Process(target=child)
+    forked.start()
+    forked.join(60)
+    if forked.is_alive():
+        forked.kill()
+    assert forked.exitcode == 0, "None: it waits for threads that are not there"
 
 
 @pytest.mark.parametrize("rows, message", [([0, 3], "rows must be of 0 to 2"), ([-1], "rows must be of 0 to 2"),

@@ -206,6 +206,28 @@ def test_threads_play_at_the_same_time(watched):
     assert not barrier.broken
 
 
+@pytest.mark.parametrize(("kind", "threads", "each"), [
+    pytest.param("compiled", 1, [1], marks=COMPILED.marks), pytest.param("compiled", 2, [1, 1], marks=COMPILED.marks),
+    pytest.param("compiled", 8, [4, 4], marks=COMPILED.marks), ("recurrent", 2, [1, 1]),
+])
+def test_the_threads_asked_for_are_shared_among_players_for_engine_and_physics_alike(kind, threads, each, monkeypatch):
+    physics, policy = [], set()
+
+    def make(environment, count, threads):
+        physics.append(threads)
+        return envs.make_envs(environment, count, threads)
+
+    def made_players(*arguments):
+        policy.add(arguments[-1])
+        return players(*arguments)
+
+    players = rolling.players
+    monkeypatch.setattr(rolling, "make_envs", make)
+    monkeypatch.setattr(rolling, "players", made_players)
+    play(made(kind), environments=32, threads=threads, episodes=32)
+    assert (physics, policy) == (each, set(each))
+
+
 @pytest.mark.parametrize(("error", "message"), [
     (SimulationError(np.array([3]), "overflow"), "MuJoCo raised in 1 simulations (3); simulation 3: overflow"),
     (UserError("no such thing"), "no such thing"),
