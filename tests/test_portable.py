@@ -18,7 +18,7 @@ from drl import checkpoint as checkpoints
 from drl import exported
 from drl.errors import UserError
 from drl.export import export
-from drl.portable import INPUTS, OUTPUTS, StepModule, export_onnx
+from drl.portable import INPUTS, OUTPUTS, StepModule, export_onnx, export_step
 
 TICKS = 40
 ONNX = 1e-5  # on |difference| / (1 + |expected|); worst over 4 models 4.1e-7
@@ -123,8 +123,8 @@ def test_one_onnx_file_does_what_the_policy_does_for_any_number_of_rows(onnx, ba
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
 def test_programs_do_what_the_golden_trace_says(folder, form, request):
     _, trace = exported.load(folder)
-    one_row = (part[:, None] for part in trace[:3])
-    led = run(request.getfixturevalue(form), make_policy(BY_TORCH, backend="chunked"), *one_row, [float(trace.target_return)])
+    one_row, policy = (part[:, None] for part in trace[:3]), make_policy(BY_TORCH, backend="chunked")
+    led = run(request.getfixturevalue(form), policy, *one_row, [float(trace.target_return)])
     torch.testing.assert_close(led[:, 0], trace.actions, rtol=ONNX, atol=ONNX)
 
 
