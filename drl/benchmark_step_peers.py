@@ -20,7 +20,7 @@ from drl.benchmark_step_memories import Act, KeyValueCache, TokenByToken, rememb
 from drl.config import ModelConfig
 from drl.errors import UserError, did_you_mean
 from drl.policy import RecurrentPolicy, WindowPolicy
-from drl.portable import INPUTS, StepModule, export_onnx
+from drl.portable import INPUTS, StepModule, export_onnx, export_step
 from drl.progress import progress
 
 Begin = Callable[[], Act]  # an episode that has not begun; the one before is over
@@ -178,7 +178,7 @@ def _onnx(key: str, setting: Setting) -> Peer:
     module = _module(setting)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "step.onnx"
-        export_onnx(RecurrentPolicy(checkpoint("linear", setting.model), engine="torch"), file)
+        export_onnx(export_step(RecurrentPolicy(checkpoint("linear", setting.model), engine="torch")), file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -126,9 +126,9 @@ class InPlace:
     float32.
 
     Attributes:
-        caller: the same for all rows, quicker, called as `caller(observations, reward)`; it takes a numpy array and a
-            float and answers None to anything else or to what is not finite. None where it was not built. Its
-            `acquire` and `release` are those of a lock.
+        caller: the same for all rows, quicker, called as `caller(observations, rewards)`; it takes numpy arrays, or a
+            float for all rewards, and answers None to anything else or to what is not finite. None where it was not
+            built. Its `acquire` and `release` are those of a lock.
 
     Raises:
         ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite.

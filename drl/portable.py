@@ -8,6 +8,7 @@ Dimension key: B rows, L layers, H heads, K features per head, V values per head
 """
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ class StepModule(nn.Module):
 
     def __init__(self, policy: RecurrentPolicy):
         super().__init__()
-        self.model = policy.model
+        self.model = copy.deepcopy(policy.model)
+        for block in self.model.blocks:
+            block.attention.backend = "chunked"  # no operator of ours
         for name in ("mean", "std", "low", "high"):
             self.register_buffer(name, getattr(policy, f"_{name}"))
 

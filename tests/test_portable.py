@@ -18,7 +18,7 @@ from drl import checkpoint as checkpoints
 from drl import exported
 from drl.errors import UserError
 from drl.export import export
-from drl.portable import INPUTS, OUTPUTS, StepModule, export_onnx
+from drl.portable import INPUTS, OUTPUTS, StepModule, export_onnx, export_step
 
 TICKS = 40
 ONNX = 1e-5  # on |difference| / (1 + |expected|); worst over 4 models 4.1e-7
@@ -102,7 +102,7 @@ def onnx(folder):
 @BATCHES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_module_gives_the_bits_of_the_policys_step(batch, dtype):
-    policy, inputs = make_policy(BY_TORCH, dtype=dtype), through(batch, dtype)
+    policy, inputs = make_policy(BY_TORCH, dtype=dtype, backend="chunked"), through(batch, dtype)
     expected = step(policy, *inputs)
     assert expected.std(0).min() > 0.05, "actions that hardly differ would prove nothing"
     torch.testing.assert_close(run(StepModule(policy), policy, *inputs), expected, rtol=0, atol=0)
@@ -110,26 +110,26 @@ def test_the_module_gives_the_bits_of_the_policys_step(batch, dtype):
 
 @BATCHES
 def test_one_exported_program_gives_the_bits_of_the_policys_step_for_any_number_of_rows(pt2, batch):
-    policy, inputs = make_policy(BY_TORCH), through(batch)
+    policy, inputs = make_policy(BY_TORCH, backend="chunked"), through(batch)
     torch.testing.assert_close(run(pt2, policy, *inputs), step(policy, *inputs), rtol=0, atol=0)
 
 
 @BATCHES
 def test_one_onnx_file_does_what_the_policy_does_for_any_number_of_rows(onnx, batch):
-    policy, inputs = make_policy(BY_TORCH), through(batch)
+    policy, inputs = make_policy(BY_TORCH, backend="chunked"), through(batch)
     torch.testing.assert_close(run(onnx, policy, *inputs), step(policy, *inputs), rtol=ONNX, atol=ONNX)
 
 
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
 def test_programs_do_what_the_golden_trace_says(folder, form, request):
     _, trace = exported.load(folder)
-    one_row = (part[:, None] for part in trace[:3])
-    led = run(request.getfixturevalue(form), make_policy(BY_TORCH), *one_row, [float(trace.target_return)])
+    one_row, policy = (part[:, None] for part in trace[:3]), make_policy(BY_TORCH, backend="chunked")
+    led = run(request.getfixturevalue(form), policy, *one_row, [float(trace.target_return)])
     torch.testing.assert_close(led[:, 0], trace.actions, rtol=ONNX, atol=ONNX)
 
 
 def test_a_step_returns_what_the_next_one_takes():
-    policy = make_policy(BY_TORCH)
+    policy = make_policy(BY_TORCH, backend="chunked")
     module = StepModule(policy)
     before = module.initial(3, 5.0)
     action, *after = module(torch.zeros(3, O), torch.zeros(3), torch.zeros(3, dtype=torch.bool), *before)
@@ -140,7 +140,7 @@ def test_a_step_returns_what_the_next_one_takes():
 
 @pytest.mark.parametrize("broken", ["observation", "kv"])
 def test_a_program_refuses_rows_that_do_not_belong_together(pt2, broken):
-    policy = make_policy(BY_TORCH)
+    policy = make_policy(BY_TORCH, backend="chunked")
     observations, rewards, starts, targets = through(3)
     inputs = dict(zip(INPUTS, (observations[0], rewards[0], starts[0],
                                *StepModule(policy).initial(3, torch.as_tensor(targets))), strict=True))
@@ -166,3 +166,9 @@ def test_onnx_without_its_libraries_names_the_extra(program, tmp_path, monkeypat
     with pytest.raises(UserError, match=rf"^the format onnx needs {library}; type: pip install 'drl\[onnx\]'$"):
         export_onnx(program, tmp_path / "step.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_holds_no_operator_of_ours_whatever_the_policy_was_trained_with():
+    program = export_step(make_policy(BY_TORCH, backend="auto"))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert called and not [name for name in called if "drl" in name]

@@ -1,5 +1,5 @@
-/* One call from Python in the usual case, with the interpreter kept out of it: a numpy array of the right shape and a
- * float in, actions out. Anything else is answered with None, for Python to sort out.
+/* One call from Python in the usual case, with the interpreter kept out of it: numpy arrays of the right shapes, or a
+ * float for the reward, in, actions out. Anything else is answered with None, for Python to sort out.
  *
  * It is built where Python's headers are; without it ctypes does the same, a few microseconds slower. */
 #define PY_SSIZE_T_CLEAN
@@ -22,18 +22,18 @@ typedef struct {
     PyObject *owner;   /* keeps the memory and the policy */
 } Caller;
 
-/* Copies a (rows, channels) buffer of float or double into place; 0 if it is another. */
-static int copied(const Caller *self, PyObject *observations) {
+/* Copies a buffer of float or double, (rows, channels) or, where channels is 0, (rows,), into place; 0 if it is another. */
+static int copied(PyObject *numbers, float *to, Py_ssize_t rows, Py_ssize_t channels) {
     Py_buffer view;
-    if (PyObject_GetBuffer(observations, &view, PyBUF_STRIDES | PyBUF_FORMAT) < 0) return PyErr_Clear(), 0;
+    if (PyObject_GetBuffer(numbers, &view, PyBUF_STRIDES | PyBUF_FORMAT) < 0) return PyErr_Clear(), 0;
     const char kind = view.format && !view.format[1] ? view.format[0] : 0;
-    const int fits = view.ndim == 2 && view.shape[0] == self->rows && view.shape[1] == self->channels &&
-                     (kind == 'f' || kind == 'd');
+    const int fits = view.ndim == (channels ? 2 : 1) && view.shape[0] == rows &&
+                     (!channels || view.shape[1] == channels) && (kind == 'f' || kind == 'd');
     if (fits) {
-        float *to = self->observations;
-        for (Py_ssize_t row = 0; row < self->rows; ++row) {
+        const Py_ssize_t columns = channels ? channels : 1, stride = channels ? view.strides[1] : 0;
+        for (Py_ssize_t row = 0; row < rows; ++row) {
             const char *from = (const char *)view.buf + row * view.strides[0];
-            for (Py_ssize_t i = 0; i < self->channels; ++i, from += view.strides[1])
+            for (Py_ssize_t i = 0; i < columns; ++i, from += stride)
                 *to++ = kind == 'f' ? *(const float *)from : (float)*(const double *)from;
         }
     }
@@ -50,13 +50,15 @@ static PyObject *refuse(void) {
 static PyObject *act(PyObject *object, PyObject *const *arguments, size_t count, PyObject *names) {
     Caller *self = (Caller *)object;
     if (PyVectorcall_NARGS(count) != 2 || names) {
-        PyErr_SetString(PyExc_TypeError, "takes observations and a reward");
+        PyErr_SetString(PyExc_TypeError, "takes observations and rewards");
         return NULL;
     }
     if (self->busy) return refuse();
-    if (!PyFloat_CheckExact(arguments[1]) || !copied(self, arguments[0])) Py_RETURN_NONE;
-    const float reward = (float)PyFloat_AS_DOUBLE(arguments[1]);
-    for (Py_ssize_t row = 0; row < self->rows; ++row) self->rewards[row] = reward;
+    if (PyFloat_CheckExact(arguments[1])) {
+        const float reward = (float)PyFloat_AS_DOUBLE(arguments[1]);
+        for (Py_ssize_t row = 0; row < self->rows; ++row) self->rewards[row] = reward;
+    } else if (!copied(arguments[1], self->rewards, self->rows, 0)) Py_RETURN_NONE;
+    if (!copied(arguments[0], self->observations, self->rows, self->channels)) Py_RETURN_NONE;
     int64_t bad;
     self->busy = 1;
     Py_BEGIN_ALLOW_THREADS
