@@ -38,9 +38,9 @@ def side_by_side(policy: Policy, threads: int) -> int:
     """How many play at the same time where `threads` may work.
 
     A step of the compiled engine is short, and the more players, the more often each waits for the interpreter's lock,
-    which takes tens of microseconds from core to core; one alone leaves cores idle wherever the slowest part of a step
-    is waited for. Two, with half of the threads each, are as fast as any other number or faster on 2, 4, 8 and 16
-    cores. A step of torch is long and uses one core. A GPU takes all rows in one call.
+    which takes tens of microseconds from core to core; one alone leaves cores idle while the slowest part of a step is
+    waited for. On 2, 4, 8 and 16 cores no number was measurably faster than two with half of the threads each; 16 on 16
+    cores were eight times slower. A step of torch is long and uses one core. A GPU takes all rows in one call.
     """
     if is_cuda(policy.device):
         return 1
