@@ -348,6 +348,7 @@ int64_t drl_policy_step(const drl_policy *policy, int64_t n, const int64_t *rows
                                 action + start * A, workspace(packed.workspace)};
         policy->step(packed, task);
     };
-    drl::share((n + size - 1) / size, threads, std::ref(work));
+    if (n <= size) work(0);
+    else drl::share((n + size - 1) / size, threads, std::ref(work));
     return 0;
 }
