@@ -96,8 +96,8 @@ class Engine:
         if type(state) is not PackedState or state.layout is not self._layout:
             state = self.pack(state)
         n = len(state)
-        S, O, A = n * self._S, n * self._O, n * self._A  # noqa: E741
-        block = np.empty(S + O + n + A, np.float32)  # the new state, and what the call reads and writes besides
+        S, O = n * self._S, n * self._O  # noqa: E741
+        block = np.empty(S + O + n + n * self._A, np.float32)  # the new state, and what the call reads and writes besides
         rows = _rows("observation", observation, (n, self._O))
         block[S:S + O] = rows if n == 1 else rows.reshape(-1)
         block[S + O:S + O + n] = _per_row("reward", reward, n)
@@ -112,7 +112,7 @@ class Engine:
         )
         if bad:
             _refuse(bad, block[S:S + O].reshape(n, -1), block[S + O:S + O + n])
-        return block[-A:].reshape(n, -1).copy(), PackedState(block, n, self._layout, address)
+        return block[S + O + n:].reshape(n, self._A).copy(), PackedState(block, n, self._layout, address)
 
     def in_place(self, state: PackedState, threads: int | None = None) -> "InPlace":
         """Act over `state`, which every call overwrites. `threads`: at most; None: as many as torch has."""

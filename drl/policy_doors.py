@@ -128,7 +128,8 @@ class Doors:
             ValueError: as `step`.
             RuntimeError: another thread is in `act` of the same policy.
         """
-        if not self._acting.acquire(False):
+        acting = self._acting  # reset brings another
+        if not acting.acquire(False):
             raise RuntimeError("two threads act on one remembered state; let each call policy.step with a state of its "
                                "own")
         try:
@@ -136,7 +137,7 @@ class Doors:
                 self.reset(len(observation))
             return self._act(observation, reward)
         finally:
-            self._acting.release()
+            acting.release()
 
     def _act(self, observation, reward):
         if isinstance(self._remembered, InPlace):

@@ -113,8 +113,8 @@ class PackedState:
     @property
     def array(self) -> np.ndarray:
         """The rows, (B, S), which nobody but their maker may change."""
-        size = self._rows * self.layout.size
-        return self._block[:size].reshape(self._rows, -1)
+        size = self.layout.size
+        return self._block[: self._rows * size].reshape(self._rows, size)
 
     @classmethod
     def zeros(cls, rows: int, layout: Layout) -> Self:

@@ -233,7 +233,6 @@ def test_acting_takes_whatever_step_takes_and_gives_the_same_bits_with_and_witho
             monkeypatch.setattr(cpu.CompiledPolicy, "caller", lambda self, *args, **kwargs: None)
         for form, reward in itertools.product(range(len(forms)), range(len(rewards))):
             policy = RecurrentPolicy(make_checkpoint(), engine="cpu")
-            policy.reset(3)
             actions = [np.asarray(policy.act(forms[form], rewards[reward])) for _ in range(2)]
             np.testing.assert_array_equal(actions, expected.setdefault("first", actions))
     assert (expected["first"][0] != expected["first"][1]).any(), "the second step was the first again"
