@@ -112,7 +112,8 @@ class Engine:
         )
         if bad:
             _refuse(bad, block[S:S + O].reshape(n, -1), block[S + O:S + O + n])
-        return block[S + O + n:].reshape(n, self._A).copy(), PackedState(block, n, self._layout, address)
+        actions = block[S + O + n:].reshape(n, self._A).copy()
+        return actions, PackedState(block, n, self._layout, address)
 
     def in_place(self, state: PackedState, threads: int | None = None) -> "InPlace":
         """Act over `state`, which every call overwrites. `threads`: at most; None: as many as torch has."""

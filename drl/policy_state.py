@@ -73,7 +73,7 @@ class WindowState(NamedTuple):
 
 def address_of(array: np.ndarray) -> int:
     """Where the numbers of a writable array begin; much quicker than array.ctypes."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
 
 
 class Layout(NamedTuple):

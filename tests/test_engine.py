@@ -246,6 +246,12 @@ def test_what_acting_gives_away_is_the_callers_own():
     np.testing.assert_array_equal(first, kept)
 
 
+def test_no_rows_are_no_error():
+    policy = RecurrentPolicy(make_checkpoint(), engine="cpu")
+    action, state = policy.step(np.zeros((0, 5)), np.zeros(0), policy.initial_state(0))
+    assert action.shape == (0, 7) and len(state) == 0
+
+
 # Faults
 
 
