@@ -97,7 +97,7 @@ class Engine:
             state = self.pack(state)
         n = len(state)
         S, O = n * self._S, n * self._O  # noqa: E741
-        block = np.empty(S + O + n + n * self._A, np.float32)  # the new state, and what the call reads and writes besides
+        block = np.empty(S + O + n + n * self._A, np.float32)  # the new state, and what is read and written
         rows = _rows("observation", observation, (n, self._O))
         block[S:S + O] = rows if n == 1 else rows.reshape(-1)
         block[S + O:S + O + n] = _per_row("reward", reward, n)
