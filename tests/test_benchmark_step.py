@@ -50,7 +50,7 @@ def test_rows_are_reported_with_error_steps_spread_ratio_and_the_machine():
     assert "width 16" in text and "1 torch threads" in text and f"torch {torch.__version__}" in text
 
 
-@pytest.mark.skipif(bool(unavailable()), reason="the compiled step is not here")
+@pytest.mark.skipif(bool(unavailable()), reason=f"the compiled step {unavailable()}")
 def test_every_way_to_call_ours_is_right():
     found, missing = peers("cpu,cpu-step,cpu-bfloat16,cpu-bfloat16-step", SETTING)
     rows = measure(found, SETTING)

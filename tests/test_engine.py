@@ -424,7 +424,7 @@ def program(tmp_path_factory) -> Path:
     """docs/examples/act.c, compiled as its first lines say."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        pytest.skip("docs/examples/act.c needs a C compiler named cc; type: apt install gcc")
     flags = subprocess.run([sys.executable, "-m", "drl.kernels.cpu"], capture_output=True, text=True, check=True).stdout
     built = tmp_path_factory.mktemp("c") / "act"
     strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]

@@ -3,8 +3,12 @@
 Every dimension is a different prime, so that no two axes can be swapped unnoticed.
 """
 
+import importlib.util
+import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from drl.kernels import (
     LinearAttentionState,
     available_backends,
     chunked,
-    compiled_unavailable,
+    cpu,
     linear_attention,
     linear_attention_packed,
     linear_attention_step,
@@ -552,7 +556,14 @@ def test_every_backend_is_listed_with_the_reason_why_it_cannot_run():
     backends = available_backends()
     assert list(backends) == ["reference", "chunked", "triton", "cpu"]
     assert backends["reference"] is None and backends["chunked"] is None
-    assert backends["cpu"] == compiled_unavailable()
+    assert backends["cpu"] == cpu.unavailable()
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler to have built it")
+def test_where_there_is_a_compiler_the_compiled_backend_was_built():
+    assert available_backends()["cpu"] is None
+    if Path(sysconfig.get_path("include"), "Python.h").exists():
+        assert importlib.util.find_spec("drl.kernels.cpu._act"), "Python's headers are here, the short way is not"
 
 
 def test_importing_the_kernels_brings_in_torch_and_nothing_else_of_weight():
