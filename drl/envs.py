@@ -76,10 +76,8 @@ def check_environment(environment: str) -> None:
 
 def check_fit(environment: str, spaces: Spaces, whose: str) -> None:
     """Raises UserError unless the environment is known and takes and gives what `spaces`, of `whose`, says."""
-    check_environment(environment)
-    env = _template(environment) if environment in BATCHED else _make(environment)
-    found = (env.observation_space.shape[0], env.action_space.shape[0])
-    env.close()
+    with contextlib.closing(make_envs(environment, 1, 1)) as envs:
+        found = (envs.observation_space.shape[0], envs.action_space.shape[0])
     if found != (spaces.observation_dim, spaces.action_dim):
         cure = f"use --environment {spaces.environment}" if spaces.environment else "name another --environment"
         raise UserError(
