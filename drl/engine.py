@@ -16,7 +16,7 @@ from torch import Tensor
 from drl.config import ModelConfig
 from drl.data.store import Spaces
 from drl.errors import UserError
-from drl.kernels import CompiledPolicy, compiled_unavailable
+from drl.kernels import CompiledPolicy, available_backends
 from drl.policy_state import Layout, PackedState, PolicyState, address_of
 
 ENGINES = {"cpu": "float32", "cpu-bfloat16": "bfloat16"}  # and what the weights are kept in
@@ -27,7 +27,7 @@ FLOAT = 4  # bytes
 
 def unavailable() -> str | None:
     """Why there is no compiled step here; None if there is."""
-    return compiled_unavailable()
+    return available_backends()["cpu"]
 
 
 class Engine:

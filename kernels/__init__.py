@@ -15,14 +15,13 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
 
 Beside it stands what a layer does to every token on its own, token_wise.py, in plain torch or as one kernel.
 
-This package knows no reinforcement learning and imports torch alone, and triton/ Triton. Dimension key, used as
-suffixes throughout (k_BTHK is a tensor of four dimensions):
+This package imports torch alone, and triton/ Triton. Of reinforcement learning it knows nothing, but for the step in
+cpu/, whose one call is a policy's. Dimension key, used as suffixes throughout (k_BTHK is a tensor of four dimensions):
 
     B batch    T tokens    H heads    K features per head    V values per head    C chunk    N chunks
 """
 
 from drl.kernels.cpu import CompiledPolicy, instruction_sets
-from drl.kernels.cpu import unavailable as compiled_unavailable
 from drl.kernels.feature_map import FEATURE_MAPS
 from drl.kernels.linear_attention import (
     LinearAttentionState,
@@ -38,7 +37,6 @@ __all__ = [
     "FEATURE_MAPS",
     "LinearAttentionState",
     "available_backends",
-    "compiled_unavailable",
     "instruction_sets",
     "linear_attention",
     "linear_attention_packed",

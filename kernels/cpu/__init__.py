@@ -170,8 +170,8 @@ def _library() -> ctypes.CDLL:
         ("drl_policy_state_padded", number, [pointer]),
         ("drl_policy_step", number, [pointer, number, *[pointer] * 7, ctypes.c_int]),
     ):
-        function = getattr(functions, name)
-        function.restype, function.argtypes = result, arguments
+        entry = getattr(functions, name)
+        entry.restype, entry.argtypes = result, arguments
     if functions.drl_abi() != ABI:
         raise OSError(f"{file.name} is of another version of drl; install drl again")
     return functions

@@ -8,7 +8,8 @@
  * A policy is read only and may be used by several threads at once. A state belongs to one environment, is plain
  * memory of constant size, and may be copied, kept and sent; two threads must not write one state at the same time.
  * The numbers of an environment do not depend, to the last bit, on the others in the call nor on `threads`; they
- * depend on the instruction set. No call but the first of a thread allocates memory. */
+ * depend on the instruction set. The first call of a thread takes its working memory, the first that is shared starts the
+ * threads that share it; no other call allocates. */
 #ifndef DRL_POLICY_H
 #define DRL_POLICY_H
 
