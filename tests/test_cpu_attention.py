@@ -12,7 +12,7 @@ from drl.kernels import (
     linear_attention,
     linear_attention_packed,
 )
-from drl.kernels.cpu import attention
+from drl.kernels.cpu import attention, instruction_sets
 
 pytestmark = pytest.mark.skipif(available_backends()["cpu"] is not None, reason=str(available_backends()["cpu"]))
 
@@ -42,6 +42,14 @@ def answers(tensors, backend, **options):
 def error(actual, expected) -> float:
     """By norms, as if every expected number were larger by 1: the gradient of q is 0 where one token is seen."""
     return ((actual.double() - expected).norm() / (expected.norm() + expected.numel() ** 0.5)).item()
+
+
+@pytest.mark.parametrize("instruction_set", [] if available_backends()["cpu"] else instruction_sets()[1:])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("T", "sizes"), [(67, ODD), (60, WHOLE)])
+def test_every_instruction_set_gives_these_numbers(T, sizes, dtype, instruction_set, monkeypatch):
+    monkeypatch.setattr(attention, "INSTRUCTION_SET", instruction_set.encode())
+    test_numbers_and_gradients_are_those_of_float64(T, sizes, dtype, True)
 
 
 @pytest.mark.parametrize("past", [False, True], ids=["from nothing", "from a state"])

@@ -10,11 +10,13 @@ using drl::attention::Kernels;
 
 namespace {
 
-const Kernels &kernels() {
+const Kernels &kernels(const drl_attention &call) {
 #if defined(__x86_64__)
-    const char *names = drl_instruction_sets();
+    const char *names = call.instruction_set ? call.instruction_set : drl_instruction_sets();
     if (std::strstr(names, "avx512")) return drl::attention::AVX512;
     if (std::strstr(names, "avx2")) return drl::attention::AVX2;
+#else
+    (void)call;
 #endif
     return drl::attention::BASELINE;
 }
@@ -37,7 +39,7 @@ thread_local Scratch scratch;
 
 /* Returns 0, or 1 if there was no memory. */
 int each_head(const drl_attention &call, void (*kernel)(const drl_attention &, int64_t, int64_t, float *), int threads) {
-    const int64_t heads = call.batch * call.heads, size = kernels().scratch(call);
+    const int64_t heads = call.batch * call.heads, size = kernels(call).scratch(call);
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(| : failed) if (threads > 1)
     for (int64_t i = 0; i < heads; ++i) {
@@ -53,10 +55,10 @@ int each_head(const drl_attention &call, void (*kernel)(const drl_attention &, i
 extern "C" {
 
 DRL_API int drl_attention_forward(const drl_attention *call, int threads) {
-    return each_head(*call, kernels().forward, threads);
+    return each_head(*call, kernels(*call).forward, threads);
 }
 
 DRL_API int drl_attention_backward(const drl_attention *call, int threads) {
-    return each_head(*call, kernels().backward, threads);
+    return each_head(*call, kernels(*call).backward, threads);
 }
 }

@@ -13,6 +13,7 @@ from torch.library import custom_op
 from drl.kernels import cpu
 
 CHUNK = 64
+INSTRUCTION_SET: bytes | None = None  # None: the best that the machine has; others are for tests
 REASON = cpu.unavailable()  # asked for here, because torch.compile cannot see through the search for a file
 
 
@@ -44,6 +45,7 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "tokens", "heads", "features", "values")),
         *((name, ctypes.c_int32) for name in ("half", "feature_map")), ("eps", ctypes.c_float),
+        ("instruction_set", ctypes.c_char_p),
         *((name, _Numbers) for name in ("q", "k", "v", "out")),
         *((name, ctypes.c_void_p) for name in ("mask", "restart", "kv", "z", "kv_after", "z_after")),
         ("d_out", _Numbers),
@@ -58,7 +60,7 @@ def _run(name: str, values: dict[str, Tensor], options: dict[str, Tensor | None]
     B, T, H, K = values["q"].shape
     half = values["q"].dtype == torch.bfloat16
     call = _Call(
-        B, T, H, K, values["v"].shape[-1], half, cpu.FEATURE_MAPS[feature_map], eps,
+        B, T, H, K, values["v"].shape[-1], half, cpu.FEATURE_MAPS[feature_map], eps, INSTRUCTION_SET,
         **{key: _Numbers.of(value) for key, value in values.items()},
         **{key: value.data_ptr() for key, value in options.items() if value is not None},
     )

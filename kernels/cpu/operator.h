@@ -15,6 +15,7 @@ typedef struct {
     int64_t batch, tokens, heads, features, values;
     int32_t half, feature_map; /* half: drl_numbers are bfloat16, otherwise float32 */
     float eps;
+    const char *instruction_set; /* one that the machine has; NULL: the best */
     drl_numbers q, k, v, out;
     const uint8_t *mask, *restart; /* (B, T), (B,); or NULL */
     const float *kv, *z;           /* (B, H, K, V), (B, H, K); or NULL: an empty past */
