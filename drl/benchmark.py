@@ -19,7 +19,7 @@ from drl.data.sampling import Steps, WindowSampler
 from drl.data.store import EpisodeStore, Normaliser
 from drl.policy import RecurrentPolicy
 from drl.progress import progress
-from drl.train import chosen, resolve_device
+from drl.resolve import chosen, resolve_device
 from drl.trainer import Trainer
 from drl.trainer import update as run_update
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from drl import cli_benchmark
+from drl import cli_benchmark, lock, signals
 from drl import options as command_line
 from drl.config import Config, read_config
 from drl.errors import UserError
@@ -21,16 +21,24 @@ GRACE = 5.0  # seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `drl`; returns the exit status: 0, 1 (interrupted) or 2 (the user's mistake, told in one line)."""
+    """Run `drl`; returns the exit status: 0; 1 (nobody reads the output); 2 (a mistake, or something that is broken or
+    refused, told in one line); 128 + signal (stopped by it, signals.py)."""
+    return signals.status(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         options = command_line.build().parse_args(arguments)
         VERBS[options.verb](options[options.verb])
     except UserError as error:
         _tell(str(error))
         return 2
-    except KeyboardInterrupt as interruption:
-        _tell(f"interrupted{f'; {interruption}' if str(interruption) else ''}")
-        return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):  # how torch says it, on any device
+            raise
+        _tell(f"the memory does not suffice ({(str(error) or 'MemoryError').splitlines()[0][:120]}); lower "
+              "--train.batch_size, --train.context or --model.width")
+        return 2
     except BrokenPipeError:  # `drl ... | head`
         return 1
     return 0
@@ -48,7 +56,8 @@ def _tell(message: str) -> None:
 def train(options) -> None:
     from drl import parallel
     from drl.data import minari_files
-    from drl.train import CONFIG_FILE, resolve, train_together
+    from drl.resolve import resolve
+    from drl.train import CONFIG_FILE, train_together
 
     fields = options.as_dict()
     run, resume, seeds = fields.pop("run"), fields.pop("resume"), fields.pop("seeds")
@@ -94,7 +103,7 @@ def evaluate(options) -> None:
     from drl import evaluate as evaluation
     from drl import exported
     from drl.tracker import Tracker
-    from drl.train import resolve_device
+    from drl.resolve import resolve_device
 
     run = Path(options.run)
     checkpoint, trace = exported.load(run)
@@ -111,8 +120,11 @@ def evaluate(options) -> None:
     results = evaluation.evaluate(policy, mode=mode, step=checkpoint.step, environment=options.environment)
     if checkpoints.exists(run):  # a run folder: keep the result beside the run
         evaluation.store(results, run)
-        with Tracker(run, start=None) as tracker:
-            tracker.log(checkpoint.step, evaluation.tags(results))
+        try:
+            with lock.held(run), Tracker(run, start=None) as tracker:
+                tracker.log(checkpoint.step, evaluation.tags(results))
+        except lock.Held as error:
+            print(f"drl: {error}; the scores are in {evaluation.FILE}, not in TensorBoard", file=sys.stderr)
     if options.json:
         print(json.dumps(results if len(results) > 1 else results[0]))
         return

@@ -10,7 +10,7 @@ def step(options) -> None:
     from drl.benchmark import act
     from drl.benchmark_step import step as measured
     from drl.captured import is_cuda
-    from drl.train import resolve_device
+    from drl.resolve import resolve_device
 
     fields = options.as_dict()
     if is_cuda(resolve_device(fields.pop("device"))):

@@ -1,25 +1,21 @@
-"""Folders on disk: whole or not at all, one writer at a time, and a full disk told in one line."""
+"""Files and folders on disk: whole or not at all, one writer at a time, and a full disk told in one line."""
 
 import contextlib
 import ctypes
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from drl.errors import UserError
 
 ROOM = 16 << 20  # bytes that must stay free
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-            errno.ENOTDIR)
-MANIFEST = "manifest.json"
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 CURE = "make room, or name another folder for datasets: export MINARI_DATASETS_PATH=FOLDER"
 
 
@@ -34,20 +30,29 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def refusal_told(folder: Path, what: str, cure: str = CURE) -> Iterator[None]:
-    """A disk that is full, or not ours to write on, becomes a UserError."""
+def refusal_told(folder: Path, what: str, cure: str = CURE, needed: int = 0) -> Iterator[None]:
+    """A disk that is full, or not ours to write on, becomes a UserError; `needed`: bytes, where they are known."""
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; what stood there before is as it "
-                        f"was; {cure}") from error
+        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; {_space(folder, needed)}what stood "
+                        f"there before is as it was; {cure}") from error
+
+
+def _space(folder: Path, needed: int) -> str:
+    """What is needed and free, in words that end a clause; empty where it is not known."""
+    with contextlib.suppress(OSError):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        free = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free; "
+        return f"it needs {needed / 1e6:.1f} MB, {free}" if needed else free
+    return ""
 
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder; it goes with the process that holds it, however that ends.
+    """Hold the lock of a folder, or of a file; it goes with the process that holds it, however that ends.
 
     Gives whether it is held: some file systems, NFS among them, lock no folders, and each process is on its own there.
 
@@ -99,33 +104,6 @@ def scratch(beside: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` at the end, with a manifest of its files' SHA-256; where
-    filling it fails, what stood there before is as it was."""
-    partial = target.with_name(f"{target.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    new = partial / target.name
-    new.mkdir(parents=True)
-    try:
-        yield new
-        write_json(new / MANIFEST, {path.name: sha256(path) for path in sorted(new.iterdir())})
-        for path in (*new.iterdir(), new):
-            sync(path)
-        replace(new, target)
-    finally:
-        shutil.rmtree(partial)
-
-
-def require_intact(folder: Path, names: Iterable[str], what: str, cure: str) -> None:
-    """Raises UserError unless the files `names` of a folder that `whole` made are those of its manifest."""
-    manifest = read_json(folder / MANIFEST, what)
-    for name in names:
-        if not (folder / name).is_file() or sha256(folder / name) != manifest.get(name):
-            raise UserError(f"{what} {folder} is damaged: {name} does not match {MANIFEST}; {cure}")
-
-
 def replace(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, which may be missing, in one step: at every moment one of them
     stands there. What stood there is found in the place of `new`, or beside it."""
@@ -151,24 +129,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A file for `read_json`."""
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file of a `what`.
-
-    Raises:
-        UserError: the file is missing, no JSON, or holds something else.
-    """
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: at every moment the earlier one or the new one stands there, not a link."""
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what} file {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{what} file {path} is damaged: it holds no JSON object")
-    return content
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from drl import checkpoint as checkpoints
-from drl import disk, evaluate, exported
+from drl import disk, evaluate, exported, intact
 from drl.errors import UserError
 from drl.policy import RecurrentPolicy
 from drl.portable import export_onnx, export_step
@@ -42,7 +42,7 @@ def export(run: Path, folder: Path, *, formats: list[str] | tuple[str, ...] = ()
     exported.check(policy, trace, run)
     home = checkpoints.find(run).parent.parent
     evaluations = [result for result in evaluate.read(home) if result["step"] == checkpoint.step]
-    with disk.refusal_told(folder.parent, "the exported policy", "name another folder"), disk.whole(folder) as new:
+    with disk.refusal_told(folder.parent, "the exported policy", "name another folder"), intact.whole(folder) as new:
         exported.write(new, checkpoint, trace, evaluations)
         program = export_step(policy) if {"pt2", "onnx"} & set(formats) else None
         if "pt2" in formats:

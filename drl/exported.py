@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from drl import checkpoint as checkpoints
-from drl import disk
+from drl import intact
 from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.store import Spaces
@@ -103,7 +103,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
                "mean_return": checkpoint.dataset_return}
     scores = [{name: value for name, value in result.items() if not isinstance(value, list)}
               | {"environment_seed": result["seeds"][0]} for result in evaluations]
-    disk.write_json(folder / CONFIG, {
+    intact.write_json(folder / CONFIG, {
         "format": FORMAT,
         "step": checkpoint.step,
         "environment": spaces.environment,
@@ -131,12 +131,12 @@ def load(folder: Path | str) -> tuple[Checkpoint, Trace | None]:
     if not is_exported(folder):
         return checkpoints.load(folder), None
     what = "exported policy"
-    disk.require_intact(folder, [CONFIG], what, CURE)
-    card = disk.read_json(folder / CONFIG, what)
+    intact.require_intact(folder, [CONFIG], what)
+    card = intact.read_json(folder / CONFIG, what)
     if card.get("format") != FORMAT:
         raise UserError(f"{what} {folder} has format {card.get('format')}, this version reads {FORMAT}; install the "
                         "version that wrote it: " + json.dumps(card.get("versions")))
-    disk.require_intact(folder, [MODEL, TRACE], what, CURE)
+    intact.require_whole(folder, [MODEL, TRACE, CONFIG], what)
     try:
         weights, normaliser, low, high = checkpoints.read_acting(folder / MODEL)
         trace = Trace(**load_file(folder / TRACE))

@@ -59,6 +59,14 @@ class Share(NamedTuple):
             dist.gather(tensor.contiguous(), parts)
         return torch.cat(parts, dim) if self.first else tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in any process, told to all of them."""
+        if self.size == 1:
+            return flag
+        flags = torch.full((1,), float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        self.sum(flags)
+        return flags.item() > 0
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:

@@ -39,6 +39,10 @@ class Tracker:
         path = run / "metrics.jsonl"
         if start is not None and path.exists():
             _keep_until(path, start)
+        self.at_start = frozenset()
+        if start and path.exists():
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            self.at_start = frozenset(tag for line in lines if line["step"] == start for tag in line)
         self._lines = path.open("a")
         self._board = SummaryWriter(str(run), purge_step=None if start is None else start + 1)
 

@@ -1,8 +1,8 @@
 """Training runs: update, log, look up, save, each in a folder that can be gone on from."""
 
 import contextlib
-import dataclasses
 import math
+import signal
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from drl import checkpoint as checkpoints
+from drl import disk, lock, signals
 from drl import evaluate as evaluation
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
@@ -22,16 +23,14 @@ from drl.config import Config, TrainConfig, settled
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule
-from drl.envs import check_fit
 from drl.errors import UserError
 from drl.parallel import Share
 from drl.progress import progress
+from drl.signals import Note, Stopped
 from drl.tracker import Tracker
 from drl.trainer import Trainer, update
 
 CONFIG_FILE = "config.yaml"
-# At batch 64 on an H200 compiling takes 15 s and saves 0.33 ms of each update (docs/performance.md)
-COMPILED_UPDATES = 45_000
 
 
 def train(config: Config, store: EpisodeStore, run: Path, *, resume: bool = False) -> Path:
@@ -56,8 +55,10 @@ def train_together(
         share: this process's part of each batch; only the first process writes and shows anything.
 
     Raises:
-        UserError: a folder already holds a run (without resume), the config or the data changed (with it), a loss
-            is not finite, several seeds or processes would share what they cannot.
+        UserError: a folder already holds a run (without resume), the config or the data changed (with it), another
+            process trains in a folder, a loss is not finite, several seeds or processes would share what they cannot,
+            the disk refuses a checkpoint.
+        Stopped: a signal came; the update that it met is done and saved.
     """
     device = configs[0].device
     if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout):
@@ -65,23 +66,26 @@ def train_together(
     if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
         raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
                         "train one --seed at a time")
-    pasts = [checkpoints.load(folder) if resume and checkpoints.exists(folder) else None for folder in folders]
-    for folder, config, past in zip(folders, configs, pasts, strict=True):
-        _check_run(folder, config, store, past, resume)
-    steps = Steps(store, device)
     with contextlib.ExitStack() as stack:
-        runs = []
+        if share.first:
+            for folder in sorted(folders):
+                stack.enter_context(lock.held(folder))
+                checkpoints.tidy(folder)
+        pasts = [checkpoints.resume(folder, share.first) if resume else None for folder in folders]
+        for folder, config, past in zip(folders, configs, pasts, strict=True):
+            _check_run(folder, config, store, past, resume)
+        steps, runs = Steps(store, device), []
         for config, folder, past in zip(configs, folders, pasts, strict=True):
             trainer = Trainer(config, store, steps, share)
             if past is not None:
                 trainer.load(past)
             tracker = None
             if share.first:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+                with disk.refusal_told(folder, f"run {folder}", "make room, or name another folder with --run"):
+                    disk.write_text(folder / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
                 tracker = stack.enter_context(Tracker(folder, start=trainer.step))
             runs.append(_Run(trainer, folder, tracker))
-        _loop(runs, configs[0].train, silent=not share.first)
+        _loop(runs, configs[0].train, share)
     return [checkpoints.find(folder) for folder in folders]
 
 
@@ -111,16 +115,26 @@ class _Run:
         if self.tracker:
             self.tracker.log(self.trainer.step, values)
 
-    def evaluate(self) -> None:
-        """Score the weights as they are; nothing that training reads is touched."""
+    def owes_evaluation(self) -> bool:
+        """Whether it was stopped after an update that is to be evaluated, and before that was done."""
+        evaluated = self.tracker and any(tag.startswith("eval/") for tag in self.tracker.at_start)
+        due = self.trainer.step and _evaluates(self.trainer.step, self.trainer.config.train)
+        return self.trainer.share.any(bool(due and self.tracker and not evaluated))
+
+    def evaluate(self, note: Note) -> None:
+        """Score the weights as they are, unless a signal comes; nothing that training reads is touched."""
         checkpoint, config, step = self.trainer.checkpoint(), self.trainer.config, self.trainer.step
         mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
-        if self.tracker:
-            with torch.random.fork_rng(devices=[]):
-                policy = evaluation.MODES[mode](checkpoint, config.device)
-                results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
-            self.log(evaluation.tags(results))
-            evaluation.store(results, self.folder)
+        if self.tracker and note.signal is None:
+            try:
+                with signals.raised(), torch.random.fork_rng(devices=[]):
+                    policy = evaluation.MODES[mode](checkpoint, config.device)
+                    results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
+            except Stopped as stopped:  # the run owes it from here on
+                note.signal = stopped.signal
+            else:
+                evaluation.store(results, self.folder)  # before the tags, which say that it is done
+                self.log(evaluation.tags(results))
         self.trainer.share.wait()
 
     def save(self) -> None:
@@ -131,21 +145,39 @@ class _Run:
         self.trainer.share.wait()
 
 
-def _loop(runs: Sequence[_Run], settings: TrainConfig, silent: bool) -> None:
+def _evaluates(step: int, settings: TrainConfig) -> bool:
+    """Whether the weights are scored after `step` updates."""
+    return settings.evaluate_every > 0 and (step % settings.evaluate_every == 0 or step == settings.updates)
+
+
+def _loop(runs: Sequence[_Run], settings: TrainConfig, share: Share) -> None:
     since = min(run.trainer.step for run in runs)
     mark = time.perf_counter()
-    with progress(settings.updates, "update", "training", initial=since, silent=silent) as bar:
+    with contextlib.ExitStack() as stack:
+        note = Note()
+        for run in runs:
+            if run.owes_evaluation():
+                run.evaluate(note)
+                _stop_if(share.any(note.signal is not None), note, runs[0])
+        bar = stack.enter_context(progress(settings.updates, "update", "training", since, silent=not share.first))
         if settings.compile == "on":
             bar.set_postfix_str("compiling, a minute or so")
+        begun = False
         while (step := min(run.trainer.step for run in runs)) < settings.updates:
             behind = [run for run in runs if run.trainer.step == step]
             results = update([run.trainer for run in behind])
             step += 1
             bar.update()
+            if not begun:  # the first update may compile for a minute; until it is done there is nothing to save
+                note, begun = stack.enter_context(signals.deferred("training, which is saved first")), True
 
             last = step == settings.updates
             log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
-            if log or save:  # between these the host does not wait for the device
+            # the host does not wait for a device between log points; processes on several devices agree only there
+            stop = note.signal is not None
+            if share.size > 1:
+                stop = (log or not is_cuda(runs[0].trainer.config.device)) and share.any(stop)
+            if log or save or stop:
                 values = [run.look(*result) for run, result in zip(behind, results, strict=True)]
             if log:
                 speed = {"train/updates_per_second": (step - since) / (time.perf_counter() - mark)}
@@ -154,68 +186,21 @@ def _loop(runs: Sequence[_Run], settings: TrainConfig, silent: bool) -> None:
                 bar.set_postfix(loss=f"{statistics.fmean(seen['train/loss'] for seen in values):.4f}", refresh=False)
                 since, mark = step, time.perf_counter()
             pause = time.perf_counter()
-            for run in behind:
-                if settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
-                    run.evaluate()
-                if save:
+            if _evaluates(step, settings) and not stop:
+                for run in behind:
+                    run.evaluate(note)
+                stop = share.any(note.signal is not None)
+            if save or stop:
+                for run in behind:
                     run.save()
+            _stop_if(stop or last and share.any(note.signal is not None), note, behind[0])
             mark += time.perf_counter() - pause
 
 
-def resolve(config: Config, store: EpisodeStore) -> Config:
-    """Fill in what the config leaves to the machine and the dataset: device, precision, whether to compile,
-    environment, target returns.
-
-    Raises:
-        UserError: no environment is named anywhere, it is unknown or does not fit the data, or the device is not there.
-    """
-    environment = config.environment or store.spaces.environment
-    if not environment:
-        raise UserError(f"dataset {config.dataset} names no environment; add --environment, e.g. Hopper-v5")
-    check_fit(environment, store.spaces, f"dataset {config.dataset}")
-    targets = config.evaluate.target_returns or [float(store.episode_returns.max())]
-    device = resolve_device(config.device)
-    return dataclasses.replace(
-        config,
-        environment=environment,
-        device=device,
-        train=chosen(config.train, device),
-        evaluate=dataclasses.replace(config.evaluate, target_returns=targets),
-    )
-
-
-def chosen(settings: TrainConfig, device: str) -> TrainConfig:
-    """`settings` with what "auto" means on `device`."""
-    precision, compile = settings.precision, settings.compile
-    if precision == "auto":
-        precision = "bfloat16" if is_cuda(device) or multiplies_bfloat16() else "float32"
-    if compile == "auto":
-        compile = "on" if is_cuda(device) and settings.updates >= COMPILED_UPDATES else "off"
-    return dataclasses.replace(settings, precision=precision, compile=compile)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; where it has none, bfloat16 is slower than float32."""
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def resolve_device(device: str) -> str:
-    """What "auto" means here.
-
-    Raises:
-        UserError: the device is unknown or not on this machine.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if torch.device(device).type not in ("cpu", "cuda"):
-            raise UserError(f"device {device!r} is not available (only cpu and cuda are); use --device cpu")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} is not available ({str(error).splitlines()[0][:120]}); use --device cpu"
-                        ) from error
-    return device
+def _stop_if(stop: bool, note: Note, run: _Run) -> None:
+    if stop:
+        raise Stopped(note.signal or signal.SIGTERM, f"{run.folder} is saved at update {run.trainer.step}; to go on, "
+                      "add --resume to the same command")
 
 
 def _check_run(run: Path, config: Config, store: EpisodeStore, past: Checkpoint | None, resume: bool) -> None:

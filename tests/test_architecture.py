@@ -15,8 +15,9 @@ MODULES = {
     for path in sorted(folder.rglob("*.py"))
 }
 FLOORS = [  # each module may import only from floors below its own
-    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
-    {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
+    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured", "drl.signals"},
+    {"drl.disk"},
+    {"drl.intact", "drl.lock", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config", "drl.benchmark_figure"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.cpu.attention"},
@@ -56,7 +57,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.players"},
     {"drl.rollout"},
     {"drl.evaluate", "drl.trainer", "drl.portable", "drl.benchmark_batches", "drl.benchmark_step_memories"},
-    {"drl.train", "drl.export", "drl.benchmark_step_peers", "drl.benchmark_corl"},
+    {"drl.resolve", "drl.train", "drl.export", "drl.benchmark_step_peers", "drl.benchmark_corl"},
     {"drl.card"},
     {"drl.report", "drl.benchmark", "drl.benchmark_step", "drl.benchmark_evaluate"},
     {"drl.cli_benchmark"},

@@ -2,9 +2,12 @@
 
 import ast
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -73,7 +76,7 @@ def assert_same(actual: Checkpoint, expected: Checkpoint) -> None:
 
 
 def steps(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if path.name != "latest")
 
 
 def refusal(folder: Path) -> str:
@@ -155,22 +158,22 @@ def test_the_older_go_only_once_the_new_one_is_there(tmp_path, monkeypatch):
     checkpoints.save(checkpoint(1), tmp_path, keep=1)
     seen = []
 
-    def remove(path):
+    def remove(path, **options):
         seen.append((Path(path).name, checkpoints.load(tmp_path).step))
-        real_remove(path)
+        real_remove(path, **options)
 
     real_remove = shutil.rmtree
     monkeypatch.setattr(checkpoints.shutil, "rmtree", remove)
     checkpoints.save(checkpoint(2), tmp_path, keep=1)
 
-    assert seen == [("step-00000002.partial", 2), ("step-00000001", 2)]
+    assert seen == [("step-00000002.partial", 2), ("step-00000001.partial", 2)]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a later step", "the same step"])
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize(
     ("function", "calls"),
-    [("save_file", 0), ("save_file", 1), ("disk.write_json", 0), ("disk.write_json", 1), ("disk.sync", 2),
+    [("write_tensors", 0), ("write_tensors", 1), ("intact.write_json", 0), ("disk.sha256", 1), ("disk.sync", 2),
      ("disk.replace", 0)],
 )
 def test_a_save_that_dies_midway_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, function, calls, keep, again):
@@ -242,6 +245,149 @@ def test_a_manifest_of_something_else_is_noticed(tmp_path, manifest):
     folder = checkpoints.save(checkpoint(), tmp_path, keep=1)
     (folder / "manifest.json").write_text(manifest)
     assert str(folder) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", ["a bit flipped", "cut short", "its end zeroed", "missing", "a folder", "a link"])
+def test_the_newest_sound_checkpoint_is_taken_and_a_damaged_newer_one_told_loudly(tmp_path, capsys, harm, name):
+    saved = {step: checkpoint(step) for step in (1, 2, 3)}
+    folders = {step: checkpoints.save(saved[step], tmp_path, keep=3) for step in saved}
+    damage(folders[3] / name, harm)
+
+    assert_same(checkpoints.load(tmp_path), saved[2])
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"drl: WARNING: checkpoint {'file ' * (str(folders[3] / name) in line)}{folders[3]}")
+    assert name in line and line.endswith("; going on with step-00000002 instead")
+    assert "use an older one" in refusal(folders[3]), "named itself, it is refused"
+
+
+def damage(file: Path, harm: str) -> None:
+    content = bytearray(file.read_bytes())
+    if harm == "a bit flipped":
+        content[len(content) // 3] ^= 16
+        file.write_bytes(content)
+    elif harm == "cut short":
+        file.write_bytes(content[:-1])
+    elif harm == "its end zeroed":
+        file.write_bytes(content[:len(content) // 2] + bytes(len(content) - len(content) // 2))
+    else:
+        moved = file.rename(file.parents[3] / f"moved-{file.name}")
+        if harm == "a folder":
+            file.mkdir()
+        elif harm == "a link":
+            file.symlink_to(moved)
+
+
+def test_where_no_checkpoint_is_sound_the_newest_is_named(tmp_path):
+    folders = [checkpoints.save(checkpoint(step), tmp_path, keep=2) for step in (1, 2)]
+    for folder in folders:
+        damage(folder / "model.safetensors", "cut short")
+    message = refusal(tmp_path)
+    assert str(folders[1]) in message and "no sound one is left" in message
+
+
+def test_a_file_that_was_added_is_told_and_no_checkpoint_given_up_for_it(tmp_path):
+    for step in (1, 2):
+        folder = checkpoints.save(checkpoint(step), tmp_path, keep=2)
+    (folder / "notes.txt").write_text("the best one")
+    assert refusal(tmp_path) == f"checkpoint {folder} holds notes.txt, which is not of it; move that away"
+    (folder / "notes.txt").rename(folder / ".notes")
+    assert checkpoints.load(tmp_path).step == 2
+
+
+def test_going_on_puts_damaged_newer_checkpoints_aside(tmp_path, capsys):
+    for step in (1, 2, 3):
+        folder = checkpoints.save(checkpoint(step), tmp_path, keep=3)
+        if step > 1:
+            damage(folder / "model.safetensors", "cut short")
+
+    assert checkpoints.resume(tmp_path).step == 1
+
+    assert steps(tmp_path) == ["step-00000001", "step-00000002.damaged", "step-00000003.damaged"]
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    checkpoints.save(checkpoint(2), tmp_path, keep=1)
+    assert checkpoints.load(tmp_path).step == 2 and "step-00000002.damaged" in steps(tmp_path)
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_go_on_from(tmp_path):
+    assert checkpoints.resume(tmp_path) is None
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypatch, capsys):
+    """As when somebody evaluates a run that is being trained."""
+    checkpoints.save(checkpoint(1), tmp_path, keep=1)
+    read = checkpoints.read_acting
+
+    def overtaken(path):
+        if checkpoints.find(tmp_path).name == "step-00000001":
+            checkpoints.save(checkpoint(2), tmp_path, keep=1)
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read_acting", overtaken)
+    assert checkpoints.load(tmp_path).step == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_latest_names_the_newest_and_is_set_after_it_and_before_older_ones_go(tmp_path, monkeypatch):
+    seen = []
+    remove = checkpoints.shutil.rmtree
+
+    def latest():
+        return (tmp_path / "checkpoints" / "latest").read_text().strip()
+
+    def removing(path, **options):
+        if (tmp_path / "checkpoints" / "latest").exists():
+            seen.append((path.name, latest()))
+        remove(path, **options)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", removing)
+
+    for step in (1, 2, 3):
+        checkpoints.save(checkpoint(step), tmp_path, keep=1)
+        assert latest() == f"step-{step:08d}"
+    assert seen[-1] == ("step-00000002.partial", "step-00000003")
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    folder = checkpoints.save(checkpoint(1), tmp_path, keep=1)
+    shutil.copytree(folder, folder.with_name("step-00000002.partial") / "step-00000002")
+    (tmp_path / "checkpoints" / "latest.partial").write_text("step-0000")
+
+    checkpoints.tidy(tmp_path)
+
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("function", ["write_bytes", "mkdir", "open"])
+def test_a_disk_that_refuses_is_told_in_bytes_and_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, function, code):
+    earlier = checkpoint(1)
+    checkpoints.save(earlier, tmp_path, keep=1)
+
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+        patch.setattr(Path, function, refuse)
+        checkpoints.save(checkpoint(2), tmp_path, keep=1)
+
+    message = str(caught.value)
+    assert re.search(r"checkpoint of update 2 cannot be written: .*; it needs 0.0 MB, [0-9.]+ MB are free; what stood "
+                     r"there before is as it was; make room, then type: drl train --resume --run ", message)
+    assert os.strerror(code) in message and "\n" not in message
+    assert_same(checkpoints.load(tmp_path / "checkpoints" / "step-00000001"), earlier)
+
+
+@pytest.mark.parametrize("where", ["weights", "training"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_never_written(tmp_path, where, value):
+    broken = checkpoint()
+    name = {"weights": "head.bias", "training": "state.0.kv"}[where]
+    getattr(broken, where)[name].view(-1)[1] = value
+    with pytest.raises(UserError, match=rf"at update 7 the .* {name} is not finite and nothing is saved"):
+        checkpoints.save(broken, tmp_path, keep=1)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_format_of_the_future_is_refused_with_the_versions_that_wrote_it(tmp_path):

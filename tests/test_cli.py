@@ -13,6 +13,7 @@ import pytest
 import yaml
 from test_export import edit
 
+from drl import __main__ as command
 from drl import checkpoint as checkpoints
 from drl import cli, options
 from drl.config import config_keys
@@ -242,7 +243,7 @@ def test_a_mistake_is_answered_in_one_line(drl, tmp_path, name):
     arguments, expected = MISTAKES[name]
     for file, text in FILES.items():
         (tmp_path / file).write_text(text)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
 
     result = drl(*arguments)
 
@@ -250,7 +251,12 @@ def test_a_mistake_is_answered_in_one_line(drl, tmp_path, name):
     assert len(result.err.splitlines()) == 1
     assert re.fullmatch(f"drl: {expected}", result.err.rstrip("\n")), result.err
     assert not [word for word in JARGON if word in result.err], "the parser's insides are no help"
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
+
+
+def contents(folder) -> dict:
+    """All files but the locks, which name the last process that held them."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"}
 
 
 def one_line(result) -> str:
@@ -346,7 +352,7 @@ def test_the_process_ends_with_the_status_and_no_traceback(arguments, status, ex
 
 def test_the_command_is_this_one():
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="drl")
-    assert entry.load() is cli.main
+    assert entry.load() is command.main
 
 
 def test_an_interrupt_is_no_traceback(drl, monkeypatch):
@@ -355,7 +361,7 @@ def test_an_interrupt_is_no_traceback(drl, monkeypatch):
 
     monkeypatch.setitem(cli.VERBS, "train", interrupted)
     result = drl("train", "--dataset", DATASET)
-    assert (result.status, result.err) == (1, "drl: interrupted\n")
+    assert (result.status, result.err) == (130, "drl: stopped by SIGINT\n")
 
 
 # what works

@@ -50,25 +50,6 @@ def test_where_folders_cannot_change_places_a_failure_leaves_the_earlier_one(tmp
     assert os.listdir(old) == ["old"]
 
 
-def test_a_whole_folder_takes_its_place_at_the_end_with_a_manifest(exchange, tmp_path):
-    folder(tmp_path / "place", content="old")
-    folder(tmp_path / "place.partial" / "place", content="of a killed process")
-    with disk.whole(tmp_path / "place") as new:
-        (new / "file").write_text("text")
-        assert os.listdir(tmp_path / "place") == ["old"]
-    assert os.listdir(tmp_path) == ["place"]
-    assert sorted(os.listdir(tmp_path / "place")) == ["file", "manifest.json"]
-    disk.require_intact(tmp_path / "place", ["file"], "folder", "cure")
-
-
-def test_filling_a_folder_that_fails_leaves_the_earlier_one_alone(tmp_path):
-    folder(tmp_path / "place", content="old")
-    with pytest.raises(KeyboardInterrupt), disk.whole(tmp_path / "place") as new:
-        (new / "file").touch()
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == ["place"] and os.listdir(tmp_path / "place") == ["old"]
-
-
 def test_a_scratch_folder_is_hidden_and_goes_at_the_end(tmp_path):
     with pytest.raises(KeyboardInterrupt), disk.scratch(tmp_path) as partial:
         assert partial.parent == tmp_path and partial.name.startswith(".")

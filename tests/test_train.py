@@ -19,7 +19,8 @@ from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
 from drl.descent import adamw, schedule
-from drl.train import resolve, resolve_device, train, train_together
+from drl.resolve import resolve, resolve_device
+from drl.train import train, train_together
 from drl.trainer import Trainer, action_errors
 
 PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
@@ -250,7 +251,7 @@ def test_a_run_folder_holds_all_that_a_reader_needs(tmp_path):
     folder = train(config, make_store(), run)
 
     assert folder == run / "checkpoints" / "step-00000007"
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["step-00000006", "step-00000007"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-00000006", "step-00000007"]
     assert yaml.safe_load((run / "config.yaml").read_text()) == config.to_dict()
     assert Config.from_dict(yaml.safe_load((run / "config.yaml").read_text())) == config
     assert [line["step"] for line in lines(run)] == [3, 6, 7]
@@ -527,7 +528,7 @@ def test_resolving_keeps_what_the_config_says(precision, compile):
 def test_resolving_chooses_what_suits_the_device_and_the_length_of_the_run(
     monkeypatch, device, instructions, updates, meant
 ):
-    monkeypatch.setattr("drl.train.resolve_device", lambda named: named)
+    monkeypatch.setattr("drl.resolve.resolve_device", lambda named: named)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
     config = dataclasses.replace(make_config(updates=updates, precision="auto", compile="auto"), device=device)
     settings = resolve(config, make_store()).train

@@ -1,0 +1,124 @@
+"""Files that tell whether they are as they were written.
+
+A folder has a manifest, the SHA-256 of each of its files, and nothing else. A single file carries its own, and is
+compared with what would be written now: a digit beyond a number's precision may not change either.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from drl import disk
+from drl.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+class Damaged(UserError):
+    """Files are not as they were written."""
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `target` at the end, with a manifest of its files' SHA-256; where
+    filling it fails, what stood there before is as it was."""
+    partial = target.with_name(f"{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    new = partial / target.name
+    new.mkdir(parents=True)
+    try:
+        yield new
+        digests = {path.name: disk.sha256(path) for path in sorted(new.iterdir())}
+        (new / MANIFEST).write_text(json.dumps(digests, indent=1))  # no line end: it would not be missed
+        for path in (*new.iterdir(), new):
+            disk.sync(path)
+        disk.replace(new, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_intact(folder: Path, names: Iterable[str], what: str) -> None:
+    """Raises Damaged unless the files `names` of a folder that `whole` made are those of its manifest."""
+    manifest = read_json(folder / MANIFEST, what)
+    for name in names:
+        path = folder / name
+        if Path(name).name != name or not S_ISREG(_mode(path)) or disk.sha256(path) != manifest.get(name):
+            raise Damaged(f"{what} {folder} is damaged: {name!s:.80} does not match {MANIFEST}")
+
+
+def require_whole(folder: Path, names: Iterable[str], what: str) -> None:
+    """Raises Damaged unless all files of a folder, `names` among them, are as `whole` made them; UserError where
+    something was added.
+
+    Names that begin with a dot are not looked at: file systems and file managers leave them.
+    """
+    manifest = read_json(folder / MANIFEST, what)
+    require_intact(folder, {*names, *manifest}, what)
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if extra := there - {MANIFEST, *manifest}:
+        raise UserError(f"{what} {folder} holds {min(extra)!s:.80}, which is not of it; move that away")
+
+
+def write_sealed(path: Path, fields: dict[str, Any]) -> None:
+    """A file for `read_sealed`, written whole or not at all. Raises ValueError where a number is not finite."""
+    disk.write_text(path, _sealed(fields))
+
+
+def read_sealed(path: Path, what: str, unsealed: bool = False) -> dict[str, Any]:
+    """The fields that `write_sealed` wrote; `unsealed`: a file of one line, from before there were seals, passes too.
+
+    Raises:
+        UserError: the file cannot be read.
+        Damaged: a byte of it changed.
+    """
+    fields = read_json(path, what)
+    text = path.read_text()
+    if unsealed and text.count("\n") < 2:
+        return fields
+    fields.pop("sha256", None)
+    if text != _sealed(fields):
+        raise Damaged(f"{what} file {path} is damaged: it does not match its own checksum")
+    return fields
+
+
+def _sealed(fields: dict[str, Any]) -> str:
+    """JSON, a line for each field, the last of which is the SHA-256 of the lines before it."""
+    lines = (f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)},\n" for name, value in fields.items())
+    text = "{\n" + "".join(lines)
+    return f'{text} "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A file for `read_json`."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file of a `what`.
+
+    Raises:
+        Damaged: the file is missing, no JSON, or holds something else.
+    """
+    if not S_ISREG(_mode(path)):
+        raise Damaged(f"{what} file {path} cannot be read: it is missing or no plain file")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{what} file {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{what} file {path} is damaged: it holds no JSON object")
+    return content
+
+
+def _mode(path: Path) -> int:
+    """What kind of file a path itself is, without following a link; 0 where there is none."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
