@@ -67,6 +67,7 @@ def train_together(
         raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
                         "train one --seed at a time")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(signals.raised())
         if share.first:
             for folder in sorted(folders):
                 stack.enter_context(lock.held(folder))
