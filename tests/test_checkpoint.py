@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -377,6 +378,21 @@ def test_a_disk_that_refuses_is_told_in_bytes_and_leaves_the_earlier_checkpoint(
                      r"there before is as it was; make room, then type: drl train --resume --run ", message)
     assert os.strerror(code) in message and "\n" not in message
     assert_same(checkpoints.load(tmp_path / "checkpoints" / "step-00000001"), earlier)
+
+
+def test_a_file_that_may_not_grow_so_large_leaves_the_earlier_checkpoint(tmp_path):
+    """A quota, as the system itself enforces it."""
+    earlier = checkpoint(1)
+    checkpoints.save(earlier, tmp_path, keep=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError, match="checkpoint of update 2 cannot be written: File too large"):
+            checkpoints.save(checkpoint(2), tmp_path, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(tmp_path) == ["step-00000001"]
+    assert_same(checkpoints.load(tmp_path), earlier)
 
 
 @pytest.mark.parametrize("where", ["weights", "training"])
