@@ -4,6 +4,7 @@ The step is always the number of gradient updates. The vocabulary is closed, so 
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Self
@@ -46,10 +47,12 @@ class Tracker:
         """Record `values` at `step`.
 
         Raises:
-            ValueError: a tag is not in TAGS.
+            ValueError: a tag is not in TAGS, a value is not finite; nothing is recorded.
         """
         if unknown := {tag for tag in values if tag.partition(SUFFIX)[0] not in TAGS}:
             raise ValueError(f"unknown tag {min(unknown)!r}; add it to drl.tracker.TAGS or use one of {sorted(TAGS)}")
+        if bad := [tag for tag, value in values.items() if not math.isfinite(value)]:
+            raise ValueError(f"{bad[0]} is {values[bad[0]]} at update {step}; only finite values are recorded")
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
         print(json.dumps({"step": step} | values), file=self._lines, flush=True)

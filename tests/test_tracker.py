@@ -1,6 +1,7 @@
 """One call, two files, the same numbers; a run that goes on leaves each step standing once."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -62,6 +63,15 @@ def test_an_unknown_tag_is_refused_before_anything_is_written(tag, tmp_path):
     assert str(caught.value) == (
         f"unknown tag {tag!r}; add it to drl.tracker.TAGS or use one of {sorted(TAGS)}"
     )
+    assert lines(tmp_path) == [] and scalars(tmp_path) == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_before_anything_is_written(value, tmp_path):
+    with Tracker(tmp_path) as tracker:
+        with pytest.raises(ValueError) as caught:
+            tracker.log(7, {"train/loss": 0.5, "eval/return_mean": value})
+    assert str(caught.value) == f"eval/return_mean is {value} at update 7; only finite values are recorded"
     assert lines(tmp_path) == [] and scalars(tmp_path) == {}
 
 
