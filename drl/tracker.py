@@ -3,13 +3,21 @@
 The step is always the number of gradient updates. The vocabulary is closed, so that runs can be overlaid.
 """
 
+import io
 import json
 import math
 import os
+import re
+import socket
+import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from drl.appended import Appended
 
 TAGS = frozenset(
     {
@@ -26,13 +34,17 @@ TAGS = frozenset(
     }
 )
 SUFFIX = "/target-"  # several targets: eval/return_mean/target-3600
+# TensorBoard reads the files of a folder in the order of their names
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})")
 
 
 class Tracker:
-    """Writes scalars into one run folder; use as a context manager.
+    """Writes scalars into one run folder, whose only writer it must be; use as a context manager.
 
     `start` is the update that the run goes on from: later lines of an interrupted run are dropped, so that each
     step stands once. None adds to a finished run.
+
+    A disk that refuses a value ends nothing: the value is kept in memory, and drl.appended says what becomes of it.
     """
 
     def __init__(self, run: Path, start: int | None = 0):
@@ -40,8 +52,17 @@ class Tracker:
         path = run / "metrics.jsonl"
         if start is not None and path.exists():
             _keep_until(path, start)
-        self._lines = path.open("a")
-        self._board = SummaryWriter(str(run), purge_step=None if start is None else start + 1)
+        self._lines = Appended(path)
+        self._lines.write()
+
+        seconds = [int(found[1]) for other in run.iterdir() if (found := EVENTS.match(other.name))]
+        second = max([int(time.time()), *(earlier + 1 for earlier in seconds)])
+        self._board = Appended(run / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}")
+        self._opening = _record(file_version="brain.Event:2")
+        if start is not None:
+            self._opening += _record(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+            if seconds:  # TensorBoard is to forget the later steps of the earlier files, even if none comes again
+                self._write_board(b"", 0)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record `values` at `step`.
@@ -53,21 +74,37 @@ class Tracker:
             raise ValueError(f"unknown tag {min(unknown)!r}; add it to drl.tracker.TAGS or use one of {sorted(TAGS)}")
         if bad := [tag for tag, value in values.items() if not math.isfinite(value)]:
             raise ValueError(f"{bad[0]} is {values[bad[0]]} at update {step}; only finite values are recorded")
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
-        print(json.dumps({"step": step} | values), file=self._lines, flush=True)
+        line = json.dumps({"step": step} | values) + "\n"
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        event = _record(step=step, summary=Summary(value=scalars))
+        self._lines.append(line.encode(), len(values))
+        self._write_board(event, len(values))
 
     def flush(self) -> None:
-        """Everything logged so far is on disk when this returns: called before a checkpoint is published."""
-        self._board.flush()
-        os.fsync(self._lines.fileno())
+        """Everything logged so far is on disk when this returns: called before a checkpoint is published.
+
+        Where the disk refuses, a line on stderr has said so.
+        """
+        self._lines.sync()
+        self._board.sync()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
         self._lines.close()
+        self._board.close()
+
+    def _write_board(self, record: bytes, values: int) -> None:
+        opening, self._opening = self._opening, b""  # the file is made with its first record
+        self._board.append(opening + record, values)
+
+
+def _record(**fields: Any) -> bytes:
+    """An event of now, framed as it stands in a file of TensorBoard's."""
+    framed = io.BytesIO()
+    RecordWriter(framed).write(Event(wall_time=time.time(), **fields).SerializeToString())
+    return framed.getvalue()
 
 
 def _keep_until(path: Path, step: int) -> None:

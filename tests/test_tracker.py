@@ -1,13 +1,26 @@
-"""One call, two files, the same numbers; a run that goes on leaves each step standing once."""
+"""One call, two files, the same numbers; a run that goes on leaves each step standing once, whatever the disk does."""
 
+import errno
+import io
 import json
 import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from drl.tracker import TAGS, Tracker
+from drl.train import train
+from test_train import assert_same_run, make_config, make_store
 
 
 def lines(run):
@@ -15,7 +28,7 @@ def lines(run):
 
 
 def scalars(run):
-    """{tag: [(step, value), ...]} of the event files, as TensorBoard shows them."""
+    """{tag: [(step, value), ...]} of the event files, which are read in the order of their names."""
     board = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: all of them
     board.Reload()
     return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
@@ -29,16 +42,25 @@ def as_scalars(logged):
     return found
 
 
+def served(run):
+    """{tag: [(step, value), ...]} as TensorBoard's own server is told of them."""
+    runs = EventMultiplexer()
+    runs.AddRun(str(run), "run")
+    found = MultiplexerDataProvider(runs.Reload(), str(run)).read_scalars(
+        context.RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000
+    )
+    return {tag: [(point.step, point.value) for point in points] for tag, points in found["run"].items()}
+
+
+def events_of(run):
+    """The newest file of events."""
+    return max(run.glob("events.out.tfevents.*"))
+
+
 def log(run, steps, start=0, loss=0.1):
     with Tracker(run, start=start) as tracker:
         for step in steps:
             tracker.log(step, {"train/loss": loss * step, "train/grad_norm": 0.5})
-
-
-def age(run):
-    """Event files sort by the second they were made in: let those that are here be older."""
-    for path in run.glob("events.out.tfevents.*"):
-        path.rename(run / f"events.out.tfevents.{len(list(run.glob('*.aged'))):010d}.aged")
 
 
 def test_every_tag_of_the_list_is_written_and_nothing_else(tmp_path):
@@ -91,7 +113,7 @@ def test_tensorboard_holds_what_the_lines_hold(tmp_path):
 
 def test_what_is_flushed_is_on_disk_before_the_tracker_closes(tmp_path):
     with Tracker(tmp_path) as tracker:
-        for step in range(200):  # events wait in a queue for their writer
+        for step in range(200):
             tracker.log(step, {"train/loss": 0.25})
         tracker.flush()
         assert lines(tmp_path) == [{"step": step, "train/loss": 0.25} for step in range(200)]
@@ -100,7 +122,6 @@ def test_what_is_flushed_is_on_disk_before_the_tracker_closes(tmp_path):
 
 def test_going_on_from_an_update_drops_what_came_after_it(tmp_path):
     log(tmp_path, steps=[10, 20, 30, 40])
-    age(tmp_path)
     log(tmp_path, steps=[30, 40, 50], start=20, loss=7)
 
     assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [
@@ -112,7 +133,6 @@ def test_going_on_from_an_update_drops_what_came_after_it(tmp_path):
 def test_beginning_anew_drops_everything(tmp_path):
     # a run that was killed before its first checkpoint
     log(tmp_path, steps=[10, 20])
-    age(tmp_path)
     log(tmp_path, steps=[10], start=0, loss=7)
 
     assert lines(tmp_path) == [{"step": 10, "train/loss": 70, "train/grad_norm": 0.5}]
@@ -129,8 +149,243 @@ def test_the_torn_line_of_a_killed_run_is_dropped(tmp_path):
 
 def test_no_start_adds_to_a_finished_run(tmp_path):
     log(tmp_path, steps=[10, 20])
-    age(tmp_path)
     log(tmp_path, steps=[10], start=None, loss=7)
 
     assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [(10, 1.0), (20, 2.0), (10, 70)]
     assert sorted(scalars(tmp_path)["train/loss"]) == [(10, 1.0), (10, 70.0), (20, 2.0)]
+
+
+# going on
+
+
+@pytest.mark.parametrize("clock", [[1e9] * 4, [4e9, 3e9, 1e9, 2e9]], ids=["stands", "goes back"])
+def test_restarts_are_read_in_their_order_whatever_the_clock_says(clock, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    for now, (start, steps, loss) in zip(
+        clock, [(0, [1, 2, 3, 4], 1), (2, [3, 4, 5], 7), (1, [2], 3), (2, [3], 5)], strict=True
+    ):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        log(run, steps=steps, start=start, loss=loss)
+
+    assert [(line["step"], line["train/loss"]) for line in lines(run)] == [(1, 1), (2, 6), (3, 15)]
+    assert scalars(run) == served(run) == as_scalars(lines(run))
+
+
+def test_going_on_without_a_new_value_drops_what_came_later(tmp_path):
+    log(tmp_path, steps=[10, 20, 30])
+    log(tmp_path, steps=[], start=20)
+
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20]
+    assert scalars(tmp_path) == as_scalars(lines(tmp_path))
+
+
+def test_a_run_without_a_value_leaves_no_events(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        tracker.flush()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_events_torn_anywhere_hide_nothing_that_comes_after_them(tmp_path):
+    log(tmp_path / "first", steps=[20])
+    log(tmp_path / "whole", steps=[20, 30])
+    events = (events_of(tmp_path / "whole")).read_bytes()
+    for size in range(events_of(tmp_path / "first").stat().st_size, len(events), 5):
+        run = tmp_path / str(size)
+        log(run, steps=[20, 30])
+        os.truncate(events_of(run), size)
+
+        log(run, steps=[30, 40], start=20, loss=7)
+
+        assert scalars(run) == as_scalars(lines(run)), size
+
+
+# a disk that refuses
+
+
+class Disk:
+    """The module os, but for the calls `refused`: a refused write leaves half of its bytes behind, the refused fsync of
+    a file loses what was written since the last. A folder without permission would refuse as well, but not root."""
+
+    def __init__(self, refused=(), reason=errno.ENOSPC):
+        self.refused, self.reason, self.synced = refused, reason, {}
+
+    def __getattr__(self, name):
+        real = getattr(os, name)
+
+        def call(*arguments):
+            if name not in self.refused or name == "fsync" and os.path.isdir(*arguments):
+                result = real(*arguments)
+                if name == "fsync":
+                    self.synced[os.fstat(*arguments).st_ino] = os.fstat(*arguments).st_size
+                return result
+            if name == "pwrite":
+                handle, record, offset = arguments
+                os.pwrite(handle, record[:len(record) // 2], offset)
+            if name == "fsync":
+                os.ftruncate(*arguments, self.synced.get(os.fstat(*arguments).st_ino, 0))
+            raise OSError(self.reason, os.strerror(self.reason))
+
+        return call if callable(real) else real
+
+
+CALLS = ("open", "pwrite", "ftruncate", "fsync")
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Disk()
+    monkeypatch.setattr("drl.appended.os", disk)
+    monkeypatch.setattr("drl.disk.os", disk)
+    return disk
+
+
+def test_what_is_flushed_was_synced_to_the_last_byte(tmp_path, disk):
+    with Tracker(tmp_path) as tracker:
+        for step in (1, 2):
+            tracker.log(step, {"train/loss": 0.5})
+            tracker.flush()
+            for path in (tmp_path / "metrics.jsonl", events_of(tmp_path)):
+                assert disk.synced[path.stat().st_ino] == path.stat().st_size
+        assert disk.synced[tmp_path.stat().st_ino]  # the names of the files
+
+
+def test_whatever_the_disk_refuses_and_whenever_each_value_arrives_once(tmp_path, disk, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)  # events bear the time
+    log(tmp_path / "whole", steps=range(1, 21))
+    for seed in range(40):
+        draw, run = random.Random(seed), tmp_path / str(seed)
+        with Tracker(run) as tracker:
+            for step in range(1, 21):
+                disk.refused = {call for call in CALLS if draw.random() < 0.25}
+                tracker.log(step, {"train/loss": 0.1 * step, "train/grad_norm": 0.5})
+                disk.refused = {call for call in CALLS if draw.random() < 0.25}
+                if draw.random() < 0.3:
+                    tracker.flush()
+            disk.refused = ()
+        for path in (tmp_path / "whole" / "metrics.jsonl", events_of(tmp_path / "whole")):
+            assert (run / path.name).read_bytes() == path.read_bytes(), seed
+
+
+@pytest.mark.parametrize(("call", "reason"), [
+    ("pwrite", errno.ENOSPC), ("pwrite", errno.EFBIG), ("pwrite", errno.EIO), ("open", errno.EROFS),
+    ("open", errno.EACCES), ("ftruncate", errno.EIO), ("fsync", errno.EDQUOT),
+])
+def test_a_disk_that_refuses_is_told_of_once_and_once_more_when_it_takes_all(call, reason, tmp_path, disk, capsys):
+    with Tracker(tmp_path) as tracker:
+        tracker.log(1, {"train/loss": 0.5})
+        if call in ("open", "ftruncate"):  # these come again only after another failure
+            disk.refused, disk.reason = {"pwrite"}, reason
+            tracker.log(2, {"train/loss": 0.5})
+        disk.refused, disk.reason = {call}, reason
+        for step in (3, 4, 5):
+            tracker.log(step, {"train/loss": 0.5})
+            tracker.flush()
+        refused = capsys.readouterr().err.splitlines()
+        disk.refused = ()
+        tracker.log(6, {"train/loss": 0.5})
+        tracker.flush()
+        told = capsys.readouterr().err.splitlines()
+    paths = [tmp_path / "metrics.jsonl", events_of(tmp_path)]
+    assert len(refused) == 2 and all(
+        re.fullmatch(
+            rf"drl: {path} cannot be written: {os.strerror(reason)} \(\d+ bytes free in {tmp_path}\); the run goes on, "
+            "what is not written is kept in memory and tried again at the next log", line
+        ) for path, line in zip(paths, refused, strict=True)
+    )
+    assert told == [f"drl: {path} is written again, with all that was kept in memory" for path in paths]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_disk_that_refuses_to_the_end_loses_values_and_says_how_many(tmp_path, disk, capsys):
+    """A folder that is read-only from the beginning: no file can be made."""
+    disk.refused, disk.reason = {"open"}, errno.EROFS
+    log(tmp_path, steps=[1, 2, 3])
+    assert list(tmp_path.iterdir()) == []
+    told = capsys.readouterr().err.splitlines()
+    assert ["cannot be written: Read-only file system" in line for line in told] == [True, True, False, False]
+    assert told[2] == f"drl: 6 values could not be written to {tmp_path / 'metrics.jsonl'} and are lost"
+    assert told[3].startswith(f"drl: 6 values could not be written to {tmp_path}/events.out.tfevents.")
+
+
+def test_a_file_that_vanished_while_the_disk_refused_is_begun_anew_without_a_hole(tmp_path, disk):
+    with Tracker(tmp_path) as tracker:
+        tracker.log(1, {"train/loss": 0.5})
+        tracker.flush()
+        disk.refused = CALLS
+        tracker.log(2, {"train/loss": 0.25})
+        (tmp_path / "metrics.jsonl").unlink()
+        disk.refused = ()
+        tracker.log(3, {"train/loss": 0.125})
+    assert lines(tmp_path) == [{"step": 2, "train/loss": 0.25}, {"step": 3, "train/loss": 0.125}]
+
+
+def test_a_stderr_that_refuses_ends_nothing_either(tmp_path, disk, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with Tracker(tmp_path) as tracker:
+        disk.refused = CALLS
+        tracker.log(1, {"train/loss": 0.5})
+        disk.refused = ()
+    assert lines(tmp_path) == [{"step": 1, "train/loss": 0.5}]
+
+
+def test_training_goes_on_while_its_log_cannot_be_written(tmp_path, monkeypatch, capsys):
+    """The trainer's own files are written: its numbers are those of a run whose log was never refused."""
+    train(make_config(), make_store(), tmp_path / "whole")
+    disk, real = Disk(), Tracker.log
+    monkeypatch.setattr("drl.appended.os", disk)
+
+    def refused(self, step, values):
+        disk.refused = CALLS if 3 <= step < 9 else ()  # a checkpoint stands at 5
+        real(self, step, values)
+
+    monkeypatch.setattr(Tracker, "log", refused)
+    train(make_config(), make_store(), tmp_path / "refused")
+
+    assert_same_run(tmp_path / "refused", tmp_path / "whole")
+    assert scalars(tmp_path / "refused") == as_scalars(lines(tmp_path / "refused"))
+    assert capsys.readouterr().err.count("cannot be written") == 2
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+
+from drl.tracker import Tracker
+
+
+def allow(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+for name, last in (("back", 31), ("gone", 99)):
+    with Tracker(Path(sys.argv[1], name)) as tracker:
+        for step in range(1, 41):
+            allow(1000 if 10 < step < last else resource.RLIM_INFINITY)
+            tracker.log(step, {"train/loss": 0.1 * step, "train/grad_norm": 0.5})
+            if not step % 7:
+                tracker.flush()
+"""
+
+
+def test_files_that_may_not_grow_cost_no_value_that_finds_room_later(tmp_path):
+    """The limit of a file's size is the one full disk that a test can have; a write up to it is torn."""
+    log(tmp_path / "whole", steps=range(1, 41))
+    result = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    gone = (tmp_path / "gone" / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+    assert (tmp_path / "back" / "metrics.jsonl").read_text() == "".join(whole)
+    assert scalars(tmp_path / "back") == scalars(tmp_path / "whole")
+    assert 10 < len(gone) < 40 and gone == whole[:len(gone)]
+    found = scalars(tmp_path / "gone")["train/loss"]
+    assert 0 < len(found) < 40 and found == scalars(tmp_path / "whole")["train/loss"][:len(found)]
+    told = result.stderr.splitlines()
+    assert result.returncode == 0 and len(told) == 8, told
+    assert ["cannot be written: File too large" in line for line in told] == [1, 1, 0, 0, 1, 1, 0, 0]
+    assert ["is written again" in line for line in told] == [0, 0, 1, 1, 0, 0, 0, 0]
+    for count, line in zip((len(gone), len(found)), told[6:8], strict=True):
+        assert line.startswith(f"drl: {2 * (40 - count)} values could not be written")
