@@ -3,6 +3,7 @@
 The step is always the number of gradient updates. The vocabulary is closed, so that runs can be overlaid.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -10,14 +11,17 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from drl.appended import Appended
+from drl.appended import Appended, free_space
+from drl.disk import sync
+from drl.errors import UserError
 
 TAGS = frozenset(
     {
@@ -36,6 +40,7 @@ TAGS = frozenset(
 SUFFIX = "/target-"  # several targets: eval/return_mean/target-3600
 # TensorBoard reads the files of a folder in the order of their names
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})")
+LONGEST = 1 << 20  # bytes of a line of metrics.jsonl; more is none of ours
 
 
 class Tracker:
@@ -45,13 +50,18 @@ class Tracker:
     step stands once. None adds to a finished run.
 
     A disk that refuses a value ends nothing: the value is kept in memory, and drl.appended says what becomes of it.
+
+    Attributes:
+        at_start: the tags that metrics.jsonl already holds at `start`.
+
+    Raises:
+        UserError: metrics.jsonl is no file, or holds what must be dropped and cannot be rewritten.
     """
 
     def __init__(self, run: Path, start: int | None = 0):
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
-        if start is not None and path.exists():
-            _keep_until(path, start)
+        self.at_start = _keep_until(path, start)
         self._lines = Appended(path)
         self._lines.write()
 
@@ -107,14 +117,50 @@ def _record(**fields: Any) -> bytes:
     return framed.getvalue()
 
 
-def _keep_until(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:  # the torn last line of a killed run
-            continue
+def _keep_until(path: Path, start: int | None) -> frozenset[str]:
+    """Drop the lines later than `start` (None: none is) and what is no line of ours; returns the tags at `start`.
+
+    Raises:
+        UserError: there is no file in its place, or it cannot be read or rewritten.
+    """
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    last = math.inf if start is None else start
+    at_start, clean = set(), True
+    try:
+        if not path.exists():
+            return frozenset()
+        if not path.is_file():
+            raise UserError(f"{path} is no file; move it away and type the same again")
+        with path.open("rb") as file:
+            for line, step, tags in _lines(file):
+                clean &= step <= last and line.endswith(b"\n")
+                if step == start:
+                    at_start |= tags
+            if not clean:
+                file.seek(0)
+                with partial.open("wb") as kept:
+                    kept.writelines(line.rstrip(b"\n") + b"\n" for line, step, _ in _lines(file) if step <= last)
+                    kept.flush()
+                    os.fsync(kept.fileno())
+                os.replace(partial, path)
+                sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path} cannot be rewritten without its torn and later lines: {error.strerror} "
+                        f"({free_space(path.parent)}); make room or make it writable, then type the same again"
+                        ) from error
+    return frozenset(at_start)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, float, set[str]]]:
+    """Each line of metrics.jsonl with its step and its tags; the step is NaN where it is no line of ours."""
+    while line := file.readline(LONGEST):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # torn by a kill, or never ours
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            yield line, record["step"], record.keys() - {"step"}
+        else:
+            yield line, math.nan, set()

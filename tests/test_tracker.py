@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
+from drl.errors import UserError
 from drl.tracker import TAGS, Tracker
 from drl.train import train
 from test_train import assert_same_run, make_config, make_store
@@ -158,6 +160,22 @@ def test_no_start_adds_to_a_finished_run(tmp_path):
 # going on
 
 
+def test_a_tracker_tells_what_the_lines_hold_at_its_start(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        assert tracker.at_start == set()
+        tracker.log(10, {"train/loss": 0.5})
+        tracker.log(20, {"train/loss": 0.5, "train/grad_norm": 0.5})
+        tracker.log(20, {"eval/return_mean": 3.0})
+        tracker.log(30, {"eval/return_std": 3.0})
+
+    for start, tags in (
+        (None, set()), (25, set()), (20, {"train/loss", "train/grad_norm", "eval/return_mean"}), (10, {"train/loss"}),
+        (0, set()),
+    ):
+        with Tracker(tmp_path, start=start) as tracker:
+            assert tracker.at_start == tags
+
+
 @pytest.mark.parametrize("clock", [[1e9] * 4, [4e9, 3e9, 1e9, 2e9]], ids=["stands", "goes back"])
 def test_restarts_are_read_in_their_order_whatever_the_clock_says(clock, tmp_path, monkeypatch):
     run = tmp_path / "run"
@@ -197,6 +215,76 @@ def test_events_torn_anywhere_hide_nothing_that_comes_after_them(tmp_path):
         log(run, steps=[30, 40], start=20, loss=7)
 
         assert scalars(run) == as_scalars(lines(run)), size
+
+
+GOOD = b'{"step": 10, "train/loss": 1.0}\n'
+GARBAGE = {
+    "a torn line": b'{"step": 5, "train/lo',
+    "not UTF-8": b'{"step": 5, "train/loss": "\xff\xfe"}\n',
+    "zeros": bytes(4096) + b"\n",
+    "a list": b"[5]\n",
+    "a number": b"5\n",
+    "no step": b'{"train/loss": 1.0}\n',
+    "a step that is NaN": b'{"step": NaN, "train/loss": 1.0}\n',
+    "a step that is a word": b'{"step": "5"}\n',
+    "a step that is true": b'{"step": true}\n',
+    "an endless number": b'{"step": ' + b"1" * 9999 + b"}\n",
+    "deep nesting": b"[" * 200_000 + b"\n",
+    "blank lines": b"\n\n",
+}
+
+
+@pytest.mark.parametrize("start", [20, None])
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_lines_that_are_none_of_ours_are_dropped(garbage, start, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(GOOD + garbage.rstrip(b"\n") + b"\n" + GOOD + garbage)
+    log(tmp_path, steps=[30], start=start)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        GOOD * 2 + json.dumps({"step": 30, "train/loss": 0.1 * 30, "train/grad_norm": 0.5}).encode() + b"\n"
+    )
+
+
+def test_a_last_line_that_lacks_its_end_alone_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(GOOD + GOOD.rstrip())
+    log(tmp_path, steps=[10], start=None)
+    assert [line["step"] for line in lines(tmp_path)] == [10, 10, 10]
+
+
+def test_a_huge_file_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.write(GOOD)
+        file.truncate(1 << 24)  # zeros, without an end of a line
+    tracemalloc.start()
+    with Tracker(tmp_path, start=20):
+        _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == GOOD
+    assert peak < 1 << 23
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_in_one_line(make, tmp_path):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError) as caught:
+        Tracker(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'metrics.jsonl'} is no file; move it away and type the same again"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_lines_that_cannot_be_rewritten_end_the_start_in_one_line_and_stay(call, tmp_path, monkeypatch):
+    log(tmp_path, steps=[10, 20, 30])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr("drl.tracker.os", Disk({call}, errno.EROFS))
+
+    with pytest.raises(UserError) as caught:
+        Tracker(tmp_path, start=20)
+    assert re.fullmatch(
+        rf"{tmp_path}/metrics.jsonl cannot be rewritten without its torn and later lines: Read-only file system "
+        rf"\(\d+ bytes free in {tmp_path}\); make room or make it writable, then type the same again",
+        str(caught.value),
+    )
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before and not (tmp_path / "metrics.partial").exists()
+    Tracker(tmp_path, start=30)  # nothing is to be dropped: nothing need be written
 
 
 # a disk that refuses
@@ -354,6 +442,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 
+from drl.errors import UserError
 from drl.tracker import Tracker
 
 
@@ -368,6 +457,10 @@ for name, last in (("back", 31), ("gone", 99)):
             tracker.log(step, {"train/loss": 0.1 * step, "train/grad_norm": 0.5})
             if not step % 7:
                 tracker.flush()
+try:
+    Tracker(Path(sys.argv[1], "back"), start=30)
+except UserError as error:
+    sys.exit(str(error))
 """
 
 
@@ -384,8 +477,9 @@ def test_files_that_may_not_grow_cost_no_value_that_finds_room_later(tmp_path):
     found = scalars(tmp_path / "gone")["train/loss"]
     assert 0 < len(found) < 40 and found == scalars(tmp_path / "whole")["train/loss"][:len(found)]
     told = result.stderr.splitlines()
-    assert result.returncode == 0 and len(told) == 8, told
-    assert ["cannot be written: File too large" in line for line in told] == [1, 1, 0, 0, 1, 1, 0, 0]
-    assert ["is written again" in line for line in told] == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert result.returncode == 1 and len(told) == 9, told
+    assert ["cannot be written: File too large" in line for line in told] == [1, 1, 0, 0, 1, 1, 0, 0, 0]
+    assert ["is written again" in line for line in told] == [0, 0, 1, 1, 0, 0, 0, 0, 0]
     for count, line in zip((len(gone), len(found)), told[6:8], strict=True):
         assert line.startswith(f"drl: {2 * (40 - count)} values could not be written")
+    assert told[8].startswith(f"{tmp_path}/back/metrics.jsonl cannot be rewritten") and "File too large" in told[8]
