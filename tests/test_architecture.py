@@ -15,10 +15,10 @@ MODULES = {
     for path in sorted(folder.rglob("*.py"))
 }
 FLOORS = [  # each module may import only from floors below its own
-    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured", "drl.signals"},
+    {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.captured", "drl.signals"},
     {"drl.disk"},
-    {"drl.intact", "drl.lock", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
-    {"drl.config", "drl.benchmark_figure"},
+    {"drl.intact", "drl.lock", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device", "drl.appended"},
+    {"drl.config", "drl.benchmark_figure", "drl.tracker"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.cpu.attention"},
     {"drl.kernels.triton.tiles"},
@@ -86,7 +86,7 @@ DOORS = {  # the only modules through which a library comes in
     "onnxruntime": {"drl.benchmark_step_peers"},
     "tensorboard": {"drl.tracker"},
     "threadpoolctl": {"drl.behaviour.play"},
-    "torch.utils.tensorboard": {"drl.tracker"},
+    "torch.utils.tensorboard": set(),
     "tqdm": {"drl.progress"},
 }
 LINES = 260
