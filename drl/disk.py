@@ -34,15 +34,18 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def refusal_told(folder: Path, what: str, cure: str = CURE) -> Iterator[None]:
-    """A disk that is full, or not ours to write on, becomes a UserError."""
+def refusal_told(folder: Path, what: str, cure: str = CURE, needed: int = 0) -> Iterator[None]:
+    """A disk that is full, or not ours to write on, becomes a UserError; `needed` bytes, where it is known how many."""
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; what stood there before is as it "
-                        f"was; {cure}") from error
+        room = ""
+        if needed:
+            room = f"; it needs {needed / 1e6:.1f} MB, {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}{room}; what stood there before is as "
+                        f"it was; {cure}") from error
 
 
 @contextlib.contextmanager
@@ -169,6 +172,34 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{what} file {path} is damaged: it holds no JSON object")
     return content
+
+
+def write_sealed(path: Path, fields: dict[str, Any]) -> None:
+    """A file for `read_sealed`: JSON with a "sha256" over what it says."""
+    path.write_bytes(_sealed(fields))
+
+
+def read_sealed(path: Path, what: str) -> dict[str, Any]:
+    """The fields of a file that `write_sealed` wrote.
+
+    Raises:
+        UserError: the file is missing, or a byte of it is not as it was written.
+    """
+    try:
+        content = path.read_bytes()
+        fields = json.loads(content)
+        del fields["sha256"]
+        sound = content == _sealed(fields)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{what} file {path} cannot be read: {error}") from error
+    if not sound:
+        raise UserError(f"{what} file {path} is damaged: it is not as it was written")
+    return fields
+
+
+def _sealed(fields: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(fields | {"sha256": digest}, indent=1) + "\n").encode()
 
 
 def sha256(path: Path) -> str:
