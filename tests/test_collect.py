@@ -339,7 +339,7 @@ def interrupted(three_pieces, monkeypatch, tmp_path):
 
 
 def test_a_collection_that_was_stopped_goes_on_and_ends_with_the_same_bytes(interrupted, three_pieces, capfd):
-    (pieces_folder() / "piece-000001.npz").unlink()
+    (pieces_folder() / "000001.piece").unlink()
     assert main_file(collect_pieces()) == interrupted
     assert three_pieces == [1]
     assert "going on: 3 of 4 pieces were played before" in capfd.readouterr().err
@@ -348,7 +348,7 @@ def test_a_collection_that_was_stopped_goes_on_and_ends_with_the_same_bytes(inte
 
 @pytest.mark.parametrize("harm", ["truncated", "a bit flipped", "emptied"])
 def test_a_damaged_piece_is_played_again(harm, interrupted, three_pieces):
-    piece = pieces_folder() / "piece-000002.npz"
+    piece = pieces_folder() / "000002.piece"
     content = bytearray(piece.read_bytes())
     if harm == "a bit flipped":
         content[len(content) // 2] ^= 1
@@ -433,7 +433,7 @@ def test_the_size_of_a_piece_is_known_before_it_is_played(snapshot, tmp_path):
 
 
 def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
-    (pieces_folder() / "piece-000001.npz").unlink()
+    (pieces_folder() / "000001.piece").unlink()
     works = cut("hopper", plan("hopper", "medium-expert", 3000), seed=0)
     asked = []
     monkeypatch.setattr(disk, "require_space", lambda folder, needed, what: asked.append(needed))
