@@ -63,10 +63,12 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
     card = actor.card(environment)
     shares = plan(environment, tier, steps)
     works = cut(environment, shares, seed)
-    told = functools.partial(disk.refusal_told, minari_files.root(), f"dataset {dataset_id}")
-    with _interruption_told(), told(), _pieces_folder(dataset_id, _recipe(environment, works)) as folder:
+    root = minari_files.root()  # which holds no pieces itself
+    told = functools.partial(disk.refusal_told, root, f"dataset {dataset_id}")
+    pieces_folder = _pieces_folder(root, dataset_id, _recipe(environment, works))
+    with _interruption_told(), told(needed=_bytes(works, root)), pieces_folder as folder:
         needed = _bytes(works, folder)
-        disk.require_space(minari_files.root(), needed, f"collecting {dataset_id}")
+        disk.require_space(root, needed, f"collecting {dataset_id}")
         played = _episodes(works, folder, f"collecting {name}", steps)
         with told(needed=needed), contextlib.closing(played) as episodes:
             target = minari_writer.write(
@@ -113,10 +115,10 @@ def _recipe(environment: str, works: list[Work]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _pieces_folder(dataset_id: str, recipe: dict[str, Any]) -> Iterator[Path]:
+def _pieces_folder(root: Path, dataset_id: str, recipe: dict[str, Any]) -> Iterator[Path]:
     """The folder of the pieces, ours alone while the context lasts; it stays where there is a piece to go on from."""
     # hidden, so that Minari does not take it for a namespace
-    folder = minari_files.root() / f".collecting-{dataset_id.replace('/', '.')}"
+    folder = root / f".collecting-{dataset_id.replace('/', '.')}"
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         try:

@@ -120,7 +120,7 @@ def test_a_disk_without_room_is_found_out_before_packing(monkeypatch, capsys, tm
     def nearly_full(place):
         return usage._replace(free=needed - str(place).startswith(str(folder)))
 
-    monkeypatch.setattr(minari_files.shutil, "disk_usage", nearly_full)
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
     assert len(minari_files.read(ID).actions) == 7
     assert capsys.readouterr().err.startswith(f"{folder} cannot be written (No space left on device)")
     assert os.listdir(folder) == ["data"]
