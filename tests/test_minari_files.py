@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from drl.data import guard, minari_files, minari_remote, minari_writer
+from drl import disk
+from drl.data import columns, guard, minari_files, minari_metadata, minari_remote, minari_writer, packed
 from drl.errors import UserError
 from toys import ENVIRONMENT, ID, recorded
 
@@ -124,6 +125,33 @@ def test_a_disk_without_room_is_found_out_before_packing(monkeypatch, capsys, tm
     assert len(minari_files.read(ID).actions) == 7
     assert capsys.readouterr().err.startswith(f"{folder} cannot be written (No space left on device)")
     assert os.listdir(folder) == ["data"]
+
+
+@pytest.mark.parametrize("already", ["packed before", "never packed"])
+@pytest.mark.parametrize("moment", [
+    (minari_metadata, "read"), (minari_metadata, "flaw"), (packed, "load"), (disk, "read_sealed"), (disk, "scratch"),
+    (disk, "sha256"), (columns, "write"), (columns, "mapped"), (disk, "write_sealed"), (disk, "replace"),
+], ids=lambda moment: moment[1])
+def test_a_reader_of_a_dataset_that_is_replaced_sees_the_old_one_or_the_new_one_whole(moment, already, monkeypatch):
+    module, name = moment
+    write(recorded([4], seed=1))
+    new = minari_files.read(ID).fingerprint
+    write(recorded([2, 5]))
+    old = minari_files.read(ID).fingerprint
+    if already == "never packed":
+        shutil.rmtree(minari_files.path(ID) / "packed")
+    function = getattr(module, name)
+
+    def replaced_just_before(*arguments, **options):
+        monkeypatch.setattr(module, name, function)
+        write(recorded([4], seed=1))
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(module, name, replaced_just_before)
+    assert minari_files.read(ID).fingerprint in (old, new)
+    monkeypatch.setattr(module, name, function)
+    assert minari_files.read(ID).fingerprint in (old, new)
+    assert sorted(os.listdir(minari_files.path(ID))) == ["data", "packed"]
 
 
 def test_local_ids_are_sorted_and_hold_nothing_else():

@@ -82,6 +82,8 @@ def _read_or_pack(
             disk.replace(partial / NAME, folder / NAME)
             return store
     except OSError as error:
+        if source_of(folder) != source:  # what was to be written went with the dataset that was replaced
+            raise
         refusal = f"{folder} cannot be written ({error.strerror or error})"
     try:
         place = Path(tempfile.gettempdir())
