@@ -444,9 +444,12 @@ def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fifty_kills_at_random_moments_break_nothing(tmp_path, monkeypatch):
-    """kill -9 of `drl data collect --overwrite` over a dataset that stands: it stands on, or the new one does, whole;
-    and the call that is let through ends with the bytes of an undisturbed one."""
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 50), (signal.SIGTERM, 10), (signal.SIGINT, 10)])
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["the process alone", "its workers too"])
+def test_signals_at_random_moments_break_nothing(kill, number, times, tmp_path, monkeypatch):
+    """`drl data collect --overwrite`, over a dataset that stands, is told to stop: it does so in time, with all its
+    processes; the earlier dataset stands on, or the new one does, whole; and the call that is let through ends with the
+    bytes of an undisturbed one."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "undisturbed"))
     command = [sys.executable, "-m", "drl.cli", "data", "collect", "hopper/medium-replay", "--steps", "40000"]
     began = time.monotonic()
@@ -456,25 +459,44 @@ def test_fifty_kills_at_random_moments_break_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "disturbed"))
     earlier = main_file(collect("hopper/medium-replay", steps=2000))
     rng = np.random.default_rng(0)
-    outcomes = []
-    for _ in range(50):
-        process = subprocess.Popen(
-            [*command, "--seed", "1", "--overwrite"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    outcomes, slowest = [], 0.0
+    for _ in range(times):
+        process = subprocess.Popen([*command, "--seed", "1", "--overwrite"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, seconds))
-        process.kill()
-        process.wait()
+        told = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            kill(process.pid, number)
+        _, said = process.communicate(timeout=10)
+        while alive := processes_of(session=process.pid):
+            assert time.monotonic() < told + 10, alive
+        slowest = max(slowest, time.monotonic() - told)
+        assert process.returncode in (0, 128 + number, -number)  # the last: before it could answer
+        assert "Traceback" not in said or process.returncode == -number, said
         store = minari_files.read("drl/hopper/medium-replay-v0")
         found = main_file(minari_files.path(store.dataset))
         assert found in (earlier, wanted)
         outcomes.append(found == wanted)
         if outcomes[-1]:  # begin again
             collect("hopper/medium-replay", steps=2000, overwrite=True)
-    print(f"{outcomes.count(True)} of 50 came to the end before they were killed, {seconds:.1f} s undisturbed")
+    print(f"{outcomes.count(True)} of {times} came to the end before; the others ended within {slowest:.1f} s; "
+          f"{seconds:.1f} s undisturbed")
     subprocess.run([*command, "--seed", "1", "--overwrite"], check=True, capture_output=True)
     assert main_file(minari_files.path("drl/hopper/medium-replay-v0")) == wanted
     assert sorted(os.listdir(minari_files.root())) == ["drl"]
+
+
+def processes_of(session):
+    """The processes of a session that have not ended, as /proc has them: pid (name) state parent group session."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = file.read_text().rpartition(")")
+            state, _, _, of, *_ = rest.split()
+            if int(of) == session and state not in "ZX":
+                found.append(name)
+    return found
 
 
 def test_a_dataset_is_replaced_only_when_asked():
