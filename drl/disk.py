@@ -174,34 +174,6 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def write_sealed(path: Path, fields: dict[str, Any]) -> None:
-    """A file for `read_sealed`: JSON with a "sha256" over what it says."""
-    path.write_bytes(_sealed(fields))
-
-
-def read_sealed(path: Path, what: str) -> dict[str, Any]:
-    """The fields of a file that `write_sealed` wrote.
-
-    Raises:
-        UserError: the file is missing, or a byte of it is not as it was written.
-    """
-    try:
-        content = path.read_bytes()
-        fields = json.loads(content)
-        del fields["sha256"]
-        sound = content == _sealed(fields)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{what} file {path} cannot be read: {error}") from error
-    if not sound:
-        raise UserError(f"{what} file {path} is damaged: it is not as it was written")
-    return fields
-
-
-def _sealed(fields: dict[str, Any]) -> bytes:
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    return (json.dumps(fields | {"sha256": digest}, indent=1) + "\n").encode()
-
-
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal. Raises OSError where it cannot be read."""
     with path.open("rb") as file:

@@ -16,9 +16,9 @@ MODULES = {
 }
 FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
-    {"drl.disk", "drl.names", "drl.parallel", "drl.benchmark_device"},
-    {"drl.config", "drl.figures"},
-    {"drl.benchmark_figure"},
+    {"drl.disk"},
+    {"drl.intact", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
+    {"drl.config", "drl.benchmark_figure"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.cpu.attention"},
     {"drl.kernels.triton.tiles"},

@@ -444,7 +444,8 @@ def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 50), (signal.SIGTERM, 10), (signal.SIGINT, 10)])
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 50), (signal.SIGTERM, 10), (signal.SIGINT, 10)],
+                         ids=["SIGKILL", "SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["the process alone", "its workers too"])
 def test_signals_at_random_moments_break_nothing(kill, number, times, tmp_path, monkeypatch):
     """`drl data collect --overwrite`, over a dataset that stands, is told to stop: it does so in time, with all its

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from drl import disk
+from drl import disk, intact
 from drl.data import columns, guard, minari_files, minari_metadata, minari_remote, minari_writer, packed
 from drl.errors import UserError
 from toys import ENVIRONMENT, ID, recorded
@@ -129,11 +129,11 @@ def test_a_disk_without_room_is_found_out_before_packing(monkeypatch, capsys, tm
 
 @pytest.mark.parametrize(("module", "name", "before"), [
     (minari_metadata, "read", "never packed"), (minari_metadata, "flaw", "packed"), (packed, "load", "packed"),
-    (disk, "read_sealed", "packed"), (columns, "mapped", "packed"), (disk, "scratch", "never packed"),
+    (intact, "read_sealed", "packed"), (columns, "mapped", "packed"), (disk, "scratch", "never packed"),
     (disk, "sha256", "never packed"), (columns, "write", "never packed"), (columns, "mapped", "never packed"),
-    (disk, "write_sealed", "never packed"), (disk, "replace", "never packed"),
+    (intact, "write_sealed", "never packed"), (disk, "replace", "never packed"),
 ])
-def test_a_dataset_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one_whole(module, name, before, monkeypatch):
+def test_a_dataset_replaced_while_it_is_read_is_the_old_one_or_the_new_one_whole(module, name, before, monkeypatch):
     write(recorded([4], seed=1))
     new = minari_files.read(ID).fingerprint
     write(recorded([2, 5]))

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drl import disk
+from drl import intact
 from drl.data import columns, packed
 from drl.data import store as stores
 from drl.data.columns import Extent
@@ -182,6 +182,8 @@ def test_a_tail_of_zeros_is_detected_in_the_place_of_what_was_there_and_after_it
 
 
 def test_a_file_that_does_not_belong_there_is_detected_and_goes(folder, whole, capsys):
+    (folder / "packed" / ".of-a-file-manager").touch()
+    assert read(folder)[1] == 0
     (folder / "packed" / "more\n.npy").write_bytes(whole["actions.npy"])
 
     store, built = read(folder)
@@ -217,7 +219,7 @@ def test_what_is_no_plain_file_is_neither_followed_nor_waited_for(other, name, f
 ])
 def test_a_forged_card_is_no_more_than_damaged(fields, folder, whole):
     file = folder / "packed" / "card.json"
-    disk.write_sealed(file, disk.read_sealed(file, "packed") | fields)
+    intact.write_sealed(file, intact.read_sealed(file, "packed") | fields)
     assert refused(folder).startswith(DAMAGED)
 
 
@@ -227,7 +229,7 @@ def test_forged_episodes_are_no_more_than_damaged(folder, whole):
         content = whole["episode_starts.npy"][:-40] + np.int64(starts).tobytes()
         (folder / "packed" / "episode_starts.npy").write_bytes(content)
         arrays = columns.mapped(folder / "packed", Build().measure())
-        disk.write_sealed(file, disk.read_sealed(file, "packed") | {"fingerprint": stores.fingerprint(arrays)})
+        intact.write_sealed(file, intact.read_sealed(file, "packed") | {"fingerprint": stores.fingerprint(arrays)})
         assert refused(folder) == f"{DAMAGED} (episode_starts.npy)"
 
 
@@ -280,15 +282,15 @@ def test_another_array_is_detected(other, folder, capsys):
 def test_a_copy_of_another_format_is_made_anew(folder, capsys):
     read(folder)
     file = folder / "packed" / "card.json"
-    card = disk.read_sealed(file, "packed") | {"format": 99}
+    card = intact.read_sealed(file, "packed") | {"format": 99}
     del card["mean"]
-    disk.write_sealed(file, card)
+    intact.write_sealed(file, card)
 
     store, built = read(folder)
 
     assert_same(store, in_memory())
     assert built == 1
-    assert said(capsys) == f"dataset {ID} was packed in format 99, this is format 1; packing it anew\n"
+    assert said(capsys) == f"dataset {ID} was packed in format 99, this is format 2; packing it anew\n"
 
 
 def rewrite(file):
@@ -488,14 +490,14 @@ def no_folder():
 
 
 def test_a_disk_that_does_not_give_back_what_was_written_is_not_trusted(folder, temporary, monkeypatch, capsys):
-    written = disk.write_sealed
+    written = intact.write_sealed
 
     def lose_a_bit(path, fields):
         written(path, fields)
         if path.is_relative_to(folder):
             rewrite(path)
 
-    monkeypatch.setattr(disk, "write_sealed", lose_a_bit)
+    monkeypatch.setattr(intact, "write_sealed", lose_a_bit)
     assert_same(read(folder)[0], in_memory())
     assert said(capsys) == (
         f"{folder} cannot be written (it does not give back what was written: {DAMAGED} (card.json)): dataset {ID} is "

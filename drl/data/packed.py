@@ -24,13 +24,13 @@ from stat import S_ISREG
 
 import numpy as np
 
-from drl import disk
+from drl import disk, intact
 from drl.data import columns
 from drl.data.columns import Extent
 from drl.data.store import EpisodeStore, Normaliser, Spaces, fingerprint
 from drl.errors import UserError
 
-FORMAT = 1  # of the card and the arrays; a copy of another format is made anew
+FORMAT = 2  # of the card and the arrays; a copy of another format is made anew
 NAME, CARD = "packed", "card.json"
 FILES = {CARD, *columns.FILES}
 LARGEST_CARD = 16 << 20  # bytes
@@ -122,7 +122,7 @@ def _pack(
 
 def _write_card(store: EpisodeStore, source: str, file: Path) -> None:
     """Write what `load` needs beside the arrays."""
-    disk.write_sealed(file, {
+    intact.write_sealed(file, {
         "format": FORMAT,
         "dataset": store.dataset,
         "source": source,
@@ -157,7 +157,7 @@ def load(folder: Path, dataset: str, source: str) -> EpisodeStore:
 
 def _load(folder: Path, dataset: str, source: str) -> EpisodeStore:
     _require_own_files(folder)
-    card = disk.read_sealed(folder / CARD, "packed")
+    card = intact.read_sealed(folder / CARD, "packed")
     if card["format"] != FORMAT:
         raise Unusable(f"dataset {dataset} was packed in format {card['format']}, this is format {FORMAT}")
     if (card["dataset"], card["source"]) != (dataset, source):
@@ -174,14 +174,15 @@ def _load(folder: Path, dataset: str, source: str) -> EpisodeStore:
 
 
 def _require_own_files(folder: Path) -> None:
-    """The files of a copy and no others, plain ones: a link might lead elsewhere, and a pipe would be waited for.
+    """The files of a copy and no others, plain ones: a link might lead elsewhere, and a pipe would be waited for. Names
+    that begin with a dot are not looked at: file systems and file managers leave them.
 
     Raises:
         columns.Changed: names what is not so.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise columns.Changed(f"{NAME} is no folder")
-    found = {file.name: file.lstat() for file in folder.iterdir()}
+    found = {file.name: file.lstat() for file in folder.iterdir() if not file.name.startswith(".")}
     for name in sorted(FILES | found.keys()):
         if name not in FILES:
             raise columns.Changed(f"{name!r} does not belong there")
