@@ -30,11 +30,11 @@ def save(figure, file: Path) -> None:
     Raises:
         UserError: there is no room for it, or its place is not that of a file; what stood there is as it was.
     """
+    if file.exists() and not file.is_file():
+        raise UserError(f"the figure cannot take the place of {file}, which is no file; name a file")
     image = io.BytesIO()
     figure.savefig(image, dpi=100, format="png")
     pyplot("").close(figure)
-    if file.exists() and not file.is_file():
-        raise UserError(f"the figure cannot take the place of {file}, which is no file; name a file")
     file, content = file.resolve(), image.getvalue()
     told = disk.refusal_told(file.parent, f"the figure {file.name}", "make room, or name another file", len(content))
     with told, disk.scratch(file.parent) as partial:

@@ -1,6 +1,7 @@
 """Collected data: the same seed gives the same bits on any number of cores, and Gymnasium would have said the same."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -355,6 +356,51 @@ def test_a_damaged_piece_is_played_again(harm, interrupted, three_pieces):
     piece.write_bytes(content[: {"truncated": -1, "emptied": 0}.get(harm)])
     assert main_file(collect_pieces()) == interrupted
     assert three_pieces == [2]
+
+
+def test_of_what_a_killed_process_had_begun_to_write_nothing_stays(interrupted, three_pieces, monkeypatch):
+    (pieces_folder() / "000001.4711").write_bytes(b"the beginning of a piece")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(minari_writer, "write", stop)
+        collect_pieces()
+    assert sorted(path.name for path in pieces_folder().iterdir()) == [
+        *(f"00000{number}.piece" for number in range(4)), "recipe.json"
+    ]
+    assert three_pieces == []
+
+
+def test_a_piece_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fill_up(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        pieces.make(Shard("hopper", "random", 0, 1, 0), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_does_not_give_back_what_was_played_is_told(three_pieces, monkeypatch):
+    monkeypatch.setattr(pieces, "read", lambda *_: None)
+    with pytest.raises(UserError, match="does not give back what has just been written there; make room, or name"):
+        collect("hopper/random", steps=10)
+
+
+def test_the_signal_that_stops_a_collection_keeps_its_name(three_pieces, monkeypatch):
+    class Stopped(KeyboardInterrupt):
+        """By a signal."""
+
+    stopped = Stopped()
+
+    def stop_here(*_, **__):
+        raise stopped
+
+    monkeypatch.setattr(minari_writer, "write", stop_here)
+    with pytest.raises(Stopped) as caught:
+        collect("hopper/random", steps=10)
+    assert caught.value is stopped and str(stopped) == "what was played is kept; type the same again to go on"
+    assert os.listdir(minari_files.root()) == []  # nothing was
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 3001}])

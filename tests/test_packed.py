@@ -233,8 +233,8 @@ def test_forged_episodes_are_no_more_than_damaged(folder, whole):
         assert refused(folder) == f"{DAMAGED} (episode_starts.npy)"
 
 
-def test_a_card_too_large_to_parse_is_not(folder, whole):
-    os.truncate(folder / "packed" / "card.json", 1 << 40)  # sparse
+def test_a_card_that_is_too_large_is_not_parsed(folder, whole, monkeypatch):
+    monkeypatch.setattr(packed, "LARGEST_CARD", len(whole["card.json"]) - 1)
     assert refused(folder) == f"{DAMAGED} (card.json)"
 
 
