@@ -7,7 +7,6 @@ episodes are kept: as few as reach the steps asked for.
 """
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import json
@@ -16,10 +15,12 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +63,30 @@ def collect(name: str, *, steps: int | None = None, seed: int = 0, overwrite: bo
     card = actor.card(environment)
     shares = plan(environment, tier, steps)
     works = cut(environment, shares, seed)
-    told = disk.refusal_told(minari_files.root(), f"dataset {dataset_id}")
-    pieces_folder = _pieces_folder(dataset_id, _recipe(environment, works))
-    with _interruption_told(), told, pieces_folder as folder:
-        disk.require_space(minari_files.root(), _bytes(works, folder), f"collecting {dataset_id}")
-        target = minari_writer.write(
-            dataset_id,
-            _episodes(works, folder, f"collecting {name}", steps),
-            environment=card["environment"],
-            algorithm=card["algorithm"] if tier != "random" else "uniform actions",
-            reference=scores.reference(card["environment"]),
-            description=f"Regenerated, D4RL-style {environment} {tier} data: roll-outs of the behaviour policies that "
-            "the package drl ships. Not D4RL's own files.",
-            extra={
-                "reference_source": scores.REFERENCE_SOURCE,
-                "collection_seed": seed,
-                "behaviour": [{"snapshot": snapshot, "steps": share} for snapshot, share in shares],
-                "versions": versions(),
-            },
-            making=envs.quiet(card["environment"]),
-        )
+    root = minari_files.root()  # which holds no pieces itself
+    told = functools.partial(disk.refusal_told, root, f"dataset {dataset_id}")
+    pieces_folder = _pieces_folder(root, dataset_id, _recipe(environment, works))
+    with _interruption_told(), told(needed=_bytes(works, root)), pieces_folder as folder:
+        needed = _bytes(works, folder)
+        disk.require_space(root, needed, f"collecting {dataset_id}")
+        played = _episodes(works, folder, f"collecting {name}", steps)
+        with told(needed=needed), contextlib.closing(played) as episodes:
+            target = minari_writer.write(
+                dataset_id,
+                episodes,
+                environment=card["environment"],
+                algorithm=card["algorithm"] if tier != "random" else "uniform actions",
+                reference=scores.reference(card["environment"]),
+                description=f"Regenerated, D4RL-style {environment} {tier} data: roll-outs of the behaviour policies "
+                "that the package drl ships. Not D4RL's own files.",
+                extra={
+                    "reference_source": scores.REFERENCE_SOURCE,
+                    "collection_seed": seed,
+                    "behaviour": [{"snapshot": snapshot, "steps": share} for snapshot, share in shares],
+                    "versions": versions(),
+                },
+                making=envs.quiet(card["environment"]),
+            )
         shutil.rmtree(folder)
     return target
 
@@ -110,21 +115,33 @@ def _recipe(environment: str, works: list[Work]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _pieces_folder(dataset_id: str, recipe: dict[str, Any]) -> Iterator[Path]:
-    """The folder of the pieces, ours alone while the context lasts, emptied where it is of another recipe."""
+def _pieces_folder(root: Path, dataset_id: str, recipe: dict[str, Any]) -> Iterator[Path]:
+    """The folder of the pieces, ours alone while the context lasts; it stays where there is a piece to go on from."""
     # hidden, so that Minari does not take it for a namespace
-    folder = minari_files.root() / f".collecting-{dataset_id.replace('/', '.')}"
+    folder = root / f".collecting-{dataset_id.replace('/', '.')}"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk.locked(folder, wait=False):
-            file = folder / "recipe.json"
-            if not file.exists() or file.read_text() != json.dumps(recipe):
-                for stale in folder.iterdir():
-                    stale.unlink()
-                file.write_text(json.dumps(recipe))
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(disk.locked(folder, wait=False))
+        except (BlockingIOError, FileNotFoundError) as error:  # not found: the other process has just ended
+            raise UserError(f"another process is collecting {dataset_id}; wait for it, or stop it") from error
+        try:
+            _keep_what_is_of_use(folder, json.dumps(recipe).encode())
             yield folder
-    except BlockingIOError as error:
-        raise UserError(f"another process is collecting {dataset_id}; wait for it, or stop it") from error
+        finally:
+            if not any(folder.glob(f"*{pieces.SUFFIX}")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_what_is_of_use(folder: Path, recipe: bytes) -> None:
+    """Leave whole pieces of this recipe: no others, and nothing that a killed process had begun to write."""
+    file = folder / "recipe.json"
+    same = file.exists() and file.read_bytes() == recipe
+    for path in folder.iterdir():
+        if not same or path.suffix not in (pieces.SUFFIX, file.suffix):
+            path.unlink()
+    if not same:
+        file.write_bytes(recipe)
 
 
 @contextlib.contextmanager
@@ -132,7 +149,8 @@ def _interruption_told() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt("what was played is kept; type the same again to go on") from error
+        error.args = ("what was played is kept; type the same again to go on",)
+        raise
 
 
 def _episodes(works: list[Work], folder: Path, label: str, steps: int) -> Iterator[Recorded]:
@@ -167,18 +185,17 @@ def _play_all(works: list[Work], folder: Path, physics: np.ndarray) -> Iterator[
         return
     # spawned, not forked: threads of torch and mujoco in this process would not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin_worker, (os.getpid(),)) as pool:
-        try:
-            def start(shard):
+    watched, ours = context.Pipe(duplex=False)
+    with watched, ProcessPoolExecutor(workers, context, _begin_worker, (watched,)) as pool, ours:
+        def start(shard):
+            with _signals_held():
                 return pool.submit(pieces.make, shard, folder).result
 
+        try:
             yield from _in_order(works, folder, missing, start, physics)
         except BrokenProcessPool as error:
             raise UserError("a process that played episodes was killed (is the memory full?); what it had played is "
                             "kept; type the same again to go on") from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _in_order(
@@ -197,13 +214,26 @@ def _in_order(
         if episodes is None:  # damaged since it was played
             start(work.shard)()
             episodes = pieces.read(work.shard, folder)
+        if episodes is None:
+            raise UserError(f"{folder} does not give back what has just been written there; {disk.CURE}")
         yield work, episodes
 
 
-def _begin_worker(parent: int) -> None:
-    """Ctrl-C is the parent's to answer, and a worker does not outlive its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait; a process that is started meanwhile never hears them: they are its parent's to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(watched: Connection) -> None:
+    """A worker ends at once when the other end of the pipe closes: when nothing is to play any more, whatever the
+    reason, or when its parent is killed."""
+    def watch():
+        watched.poll(None)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -107,7 +107,7 @@ def scratch(beside: Path) -> Iterator[Path]:
 def replace(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, which may be missing, in one step: at every moment one of them
     stands there. What stood there is found in the place of `new`, or beside it."""
-    if not target.exists():
+    if not os.path.lexists(target):
         os.replace(new, target)
     elif not _exchange(new, target):
         earlier = new.with_name(new.name + ".earlier")

@@ -1,7 +1,10 @@
 """Figures: the only file that imports matplotlib, and only when a figure is asked for."""
 
+import io
+import os
 from pathlib import Path
 
+from drl import disk
 from drl.errors import UserError
 
 
@@ -22,7 +25,18 @@ def pyplot(option: str):
 
 
 def save(figure, file: Path) -> None:
-    """Write a figure as PNG and close it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=100, format="png")
+    """Write a figure as PNG, whole or not at all, and close it.
+
+    Raises:
+        UserError: there is no room for it, or its place is not that of a file; what stood there is as it was.
+    """
+    if file.exists() and not file.is_file():
+        raise UserError(f"the figure cannot take the place of {file}, which is no file; name a file")
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100, format="png")
     pyplot("").close(figure)
+    file, content = file.resolve(), image.getvalue()
+    told = disk.refusal_told(file.parent, f"the figure {file.name}", "make room, or name another file", len(content))
+    with told, disk.scratch(file.parent) as partial:
+        (partial / file.name).write_bytes(content)
+        os.replace(partial / file.name, file)

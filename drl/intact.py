@@ -78,11 +78,11 @@ def read_sealed(path: Path, what: str, unsealed: bool = False) -> dict[str, Any]
         Damaged: a byte of it changed.
     """
     fields = read_json(path, what)
-    text = path.read_text()
-    if unsealed and text.count("\n") < 2:
+    content = path.read_bytes()
+    if unsealed and content.count(b"\n") < 2:
         return fields
     fields.pop("sha256", None)
-    if text != _sealed(fields):
+    if content != _sealed(fields).encode():
         raise Damaged(f"{what} file {path} is damaged: it does not match its own checksum")
     return fields
 

@@ -37,6 +37,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.benchmark_attention"},
     {"drl.model"},
     {"drl.data.store", "drl.data.guard", "drl.data.d4rl_hdf5"},
+    {"drl.data.columns"},
     {"drl.data.sampling", "drl.data.packed", "drl.data.minari_metadata", "drl.data.minari_hdf5"},
     {"drl.data.minari_remote"},
     {"drl.data.minari_files"},

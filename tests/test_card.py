@@ -1,6 +1,7 @@
 """The card of a dataset says what is in it; the list says where others come from."""
 
 import builtins
+import os
 import re
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_the_figure_is_a_picture(tmp_path):
     write()
     card.card(ID).draw(tmp_path / "figures" / "toy.png")
     assert (tmp_path / "figures" / "toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_takes_no_place_but_that_of_a_file(tmp_path):
+    write()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=f"cannot take the place of {tmp_path}/pipe, which is no file; name a file"):
+        card.card(ID).draw(tmp_path / "pipe")
 
 
 def test_a_figure_without_matplotlib_names_the_extra(tmp_path, monkeypatch):

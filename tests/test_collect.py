@@ -1,6 +1,7 @@
 """Collected data: the same seed gives the same bits on any number of cores, and Gymnasium would have said the same."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -339,7 +340,7 @@ def interrupted(three_pieces, monkeypatch, tmp_path):
 
 
 def test_a_collection_that_was_stopped_goes_on_and_ends_with_the_same_bytes(interrupted, three_pieces, capfd):
-    (pieces_folder() / "piece-000001.npz").unlink()
+    (pieces_folder() / "000001.piece").unlink()
     assert main_file(collect_pieces()) == interrupted
     assert three_pieces == [1]
     assert "going on: 3 of 4 pieces were played before" in capfd.readouterr().err
@@ -348,13 +349,58 @@ def test_a_collection_that_was_stopped_goes_on_and_ends_with_the_same_bytes(inte
 
 @pytest.mark.parametrize("harm", ["truncated", "a bit flipped", "emptied"])
 def test_a_damaged_piece_is_played_again(harm, interrupted, three_pieces):
-    piece = pieces_folder() / "piece-000002.npz"
+    piece = pieces_folder() / "000002.piece"
     content = bytearray(piece.read_bytes())
     if harm == "a bit flipped":
         content[len(content) // 2] ^= 1
     piece.write_bytes(content[: {"truncated": -1, "emptied": 0}.get(harm)])
     assert main_file(collect_pieces()) == interrupted
     assert three_pieces == [2]
+
+
+def test_of_what_a_killed_process_had_begun_to_write_nothing_stays(interrupted, three_pieces, monkeypatch):
+    (pieces_folder() / "000001.4711").write_bytes(b"the beginning of a piece")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(minari_writer, "write", stop)
+        collect_pieces()
+    assert sorted(path.name for path in pieces_folder().iterdir()) == [
+        *(f"00000{number}.piece" for number in range(4)), "recipe.json"
+    ]
+    assert three_pieces == []
+
+
+def test_a_piece_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fill_up(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        pieces.make(Shard("hopper", "random", 0, 1, 0), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_does_not_give_back_what_was_played_is_told(three_pieces, monkeypatch):
+    monkeypatch.setattr(pieces, "read", lambda *_: None)
+    with pytest.raises(UserError, match="does not give back what has just been written there; make room, or name"):
+        collect("hopper/random", steps=10)
+
+
+def test_the_signal_that_stops_a_collection_keeps_its_name(three_pieces, monkeypatch):
+    class Stopped(KeyboardInterrupt):
+        """By a signal."""
+
+    stopped = Stopped()
+
+    def stop_here(*_, **__):
+        raise stopped
+
+    monkeypatch.setattr(minari_writer, "write", stop_here)
+    with pytest.raises(Stopped) as caught:
+        collect("hopper/random", steps=10)
+    assert caught.value is stopped and str(stopped) == "what was played is kept; type the same again to go on"
+    assert os.listdir(minari_files.root()) == []  # nothing was
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 3001}])
@@ -433,7 +479,7 @@ def test_the_size_of_a_piece_is_known_before_it_is_played(snapshot, tmp_path):
 
 
 def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
-    (pieces_folder() / "piece-000001.npz").unlink()
+    (pieces_folder() / "000001.piece").unlink()
     works = cut("hopper", plan("hopper", "medium-expert", 3000), seed=0)
     asked = []
     monkeypatch.setattr(disk, "require_space", lambda folder, needed, what: asked.append(needed))
@@ -444,9 +490,13 @@ def test_pieces_that_are_there_need_no_room(interrupted, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fifty_kills_at_random_moments_break_nothing(tmp_path, monkeypatch):
-    """kill -9 of `drl data collect --overwrite` over a dataset that stands: it stands on, or the new one does, whole;
-    and the call that is let through ends with the bytes of an undisturbed one."""
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 50), (signal.SIGTERM, 10), (signal.SIGINT, 10)],
+                         ids=["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["the process alone", "its workers too"])
+def test_signals_at_random_moments_break_nothing(kill, number, times, tmp_path, monkeypatch):
+    """`drl data collect --overwrite`, over a dataset that stands, is told to stop: it does so in time, with all its
+    processes; the earlier dataset stands on, or the new one does, whole; and the call that is let through ends with the
+    bytes of an undisturbed one."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "undisturbed"))
     command = [sys.executable, "-m", "drl.cli", "data", "collect", "hopper/medium-replay", "--steps", "40000"]
     began = time.monotonic()
@@ -456,25 +506,44 @@ def test_fifty_kills_at_random_moments_break_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "disturbed"))
     earlier = main_file(collect("hopper/medium-replay", steps=2000))
     rng = np.random.default_rng(0)
-    outcomes = []
-    for _ in range(50):
-        process = subprocess.Popen(
-            [*command, "--seed", "1", "--overwrite"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    outcomes, slowest = [], 0.0
+    for _ in range(times):
+        process = subprocess.Popen([*command, "--seed", "1", "--overwrite"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, seconds))
-        process.kill()
-        process.wait()
+        told = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            kill(process.pid, number)
+        _, said = process.communicate(timeout=10)
+        while alive := processes_of(session=process.pid):
+            assert time.monotonic() < told + 10, alive
+        slowest = max(slowest, time.monotonic() - told)
+        assert process.returncode in (0, 128 + number, -number)  # the last: before it could answer
+        assert "Traceback" not in said or process.returncode == -number, said
         store = minari_files.read("drl/hopper/medium-replay-v0")
         found = main_file(minari_files.path(store.dataset))
         assert found in (earlier, wanted)
         outcomes.append(found == wanted)
         if outcomes[-1]:  # begin again
             collect("hopper/medium-replay", steps=2000, overwrite=True)
-    print(f"{outcomes.count(True)} of 50 came to the end before they were killed, {seconds:.1f} s undisturbed")
+    print(f"{outcomes.count(True)} of {times} came to the end before; the others ended within {slowest:.1f} s; "
+          f"{seconds:.1f} s undisturbed")
     subprocess.run([*command, "--seed", "1", "--overwrite"], check=True, capture_output=True)
     assert main_file(minari_files.path("drl/hopper/medium-replay-v0")) == wanted
     assert sorted(os.listdir(minari_files.root())) == ["drl"]
+
+
+def processes_of(session):
+    """The processes of a session that have not ended, as /proc has them: pid (name) state parent group session."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = file.read_text().rpartition(")")
+            state, _, _, of, *_ = rest.split()
+            if int(of) == session and state not in "ZX":
+                found.append(name)
+    return found
 
 
 def test_a_dataset_is_replaced_only_when_asked():

@@ -494,7 +494,7 @@ def test_a_disk_that_fills_up_during_extraction_is_told(file, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(d4rl_hdf5, "open", lambda *_: Full(), raising=False)
-    assert refusal(file).startswith("the copy of observations cannot be written: No space left on device in ")
+    assert refusal(file).startswith("dataset d4rl/hopper/medium-replay-v2 cannot be written: No space left on device")
 
 
 @pytest.mark.parametrize("event", [KeyboardInterrupt(), guard.Failure("crashed (SIGSEGV)"), OSError(28, "disk full")],

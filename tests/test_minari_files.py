@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from drl.data import guard, minari_files, minari_remote, minari_writer
+from drl import disk, intact
+from drl.data import columns, guard, minari_files, minari_metadata, minari_remote, minari_writer, packed
 from drl.errors import UserError
 from toys import ENVIRONMENT, ID, recorded
 
@@ -120,10 +121,37 @@ def test_a_disk_without_room_is_found_out_before_packing(monkeypatch, capsys, tm
     def nearly_full(place):
         return usage._replace(free=needed - str(place).startswith(str(folder)))
 
-    monkeypatch.setattr(minari_files.shutil, "disk_usage", nearly_full)
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
     assert len(minari_files.read(ID).actions) == 7
-    assert capsys.readouterr().err.startswith(f"{folder} cannot be written (No space left on device)")
+    assert f"\n{folder} cannot be written (No space left on device): " in capsys.readouterr().err
     assert os.listdir(folder) == ["data"]
+
+
+@pytest.mark.parametrize(("module", "name", "before"), [
+    (minari_metadata, "read", "never packed"), (minari_metadata, "flaw", "packed"), (packed, "load", "packed"),
+    (intact, "read_sealed", "packed"), (columns, "mapped", "packed"), (disk, "scratch", "never packed"),
+    (disk, "sha256", "never packed"), (columns, "write", "never packed"), (columns, "mapped", "never packed"),
+    (intact, "write_sealed", "never packed"), (disk, "replace", "never packed"),
+])
+def test_a_dataset_replaced_while_it_is_read_is_the_old_one_or_the_new_one_whole(module, name, before, monkeypatch):
+    write(recorded([4], seed=1))
+    new = minari_files.read(ID).fingerprint
+    write(recorded([2, 5]))
+    old = minari_files.read(ID).fingerprint
+    if before == "never packed":
+        shutil.rmtree(minari_files.path(ID) / "packed")
+    function = getattr(module, name)
+
+    def replaced_just_before(*arguments, **options):
+        monkeypatch.setattr(module, name, function)
+        write(recorded([4], seed=1))
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(module, name, replaced_just_before)
+    assert minari_files.read(ID).fingerprint in (old, new)
+    monkeypatch.setattr(module, name, function)
+    assert minari_files.read(ID).fingerprint in (old, new)
+    assert sorted(os.listdir(minari_files.path(ID))) == ["data", "packed"]
 
 
 def test_local_ids_are_sorted_and_hold_nothing_else():

@@ -2,8 +2,8 @@
 happens to its files, no wrong number comes out of them."""
 
 import errno
-import json
 import os
+import re
 import resource
 import select
 import signal
@@ -17,8 +17,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drl.data import packed
+from drl import intact
+from drl.data import columns, packed
 from drl.data import store as stores
+from drl.data.columns import Extent
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
 
@@ -43,13 +45,15 @@ def episodes(lengths=LENGTHS, seed=0):
 class Build:
     """Packs the episodes that it is given, and counts how often it was asked to."""
 
-    def __init__(self, *arguments):
-        self.arguments, self.count = arguments, 0
+    def __init__(self, lengths=LENGTHS, seed=0):
+        self.lengths, self.seed, self.count = lengths, seed, 0
 
     def __call__(self, target):
         self.count += 1
-        packed.write(episodes(*self.arguments), SPACES, ID, target)
-        return SPACES
+        columns.write(episodes(self.lengths, self.seed), SPACES, ID, target)
+
+    def measure(self):
+        return Extent(sum(self.lengths), len(self.lengths), SPACES)
 
 
 @pytest.fixture
@@ -64,11 +68,11 @@ def folder(tmp_path):
 def read(folder, *arguments):
     """The store, and how often it was built."""
     build = Build(*arguments)
-    return packed.read(ID, folder, build), build.count
+    return packed.read(ID, folder, build.measure, build), build.count
 
 
 def assert_same(store, expected):
-    for name in packed.ARRAYS:
+    for name in columns.ARRAYS:
         actual, wanted = getattr(store, name), getattr(expected, name)
         assert actual.dtype == wanted.dtype
         np.testing.assert_array_equal(actual, wanted)
@@ -95,7 +99,7 @@ def test_the_packed_copy_is_the_store_that_memory_would_hold(lengths, folder, mo
 
 def test_the_arrays_are_ordinary_npy_files(folder):
     store, _ = read(folder)
-    for name in packed.ARRAYS:
+    for name in columns.ARRAYS:
         np.testing.assert_array_equal(np.load(folder / "packed" / f"{name}.npy"), getattr(store, name))
 
 
@@ -110,10 +114,10 @@ def test_the_arrays_are_pages_of_the_files_and_cannot_be_written(folder):
 
 def test_a_file_larger_than_the_memory_can_be_mapped(tmp_path):
     rows = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    with packed._Column(tmp_path, "sparse", (0,), "<f4") as column:
+    with columns._Column(tmp_path / "sparse.npy", (), "<f4") as column:
         column._rows = rows
     os.truncate(tmp_path / "sparse.npy", 128 + 4 * rows)
-    assert packed._map(tmp_path, "sparse")[-1] == 0
+    assert columns._mapped(tmp_path / "sparse.npy", (rows,), "<f4")[-1] == 0
 
 
 def test_packing_holds_one_episode_at_a_time(tmp_path):
@@ -130,7 +134,7 @@ def test_packing_holds_one_episode_at_a_time(tmp_path):
             del recorded, episode
             alive.append(sum(reference() is not None for reference in references))
 
-    packed.write(watched(), SPACES, ID, tmp_path)
+    columns.write(watched(), SPACES, ID, tmp_path)
     assert alive == [1] * 20  # the one that `write` is done with only when it is given the next
 
 
@@ -141,31 +145,97 @@ def said(capsys):
 DAMAGED = f"the packed copy of dataset {ID} is damaged"
 
 
-def test_every_bit_flip_is_detected_or_without_effect(folder, capsys, monkeypatch):
+@pytest.fixture
+def whole(folder, monkeypatch):
+    """The files of a packed copy that has just been made, by name."""
     monkeypatch.setattr(packed.disk, "sync", lambda _: None)  # slow, and no power is cut here
     read(folder)
-    expected = in_memory()
-    whole = {name: (folder / "packed" / name).read_bytes() for name in FILES}
-    rng = np.random.default_rng(0)
-    detected = 0
-    for trial in range(250):
-        name = FILES[trial % len(FILES)]
+    return {name: (folder / "packed" / name).read_bytes() for name in FILES}
+
+
+def refused(folder, source=None):
+    """Why the copy is of no use."""
+    with pytest.raises(packed.Unusable) as caught:
+        packed.load(folder / "packed", ID, source or packed.source_of(folder))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_bit_flip_is_detected(name, folder, whole):
+    source, rng = packed.source_of(folder), np.random.default_rng(0)
+    for place in rng.choice(8 * len(whole[name]), 200, replace=False).tolist():
         content = bytearray(whole[name])
-        place = int(rng.integers(len(content)))
-        content[place] ^= 1 << int(rng.integers(8))
+        content[place // 8] ^= 1 << place % 8
         (folder / "packed" / name).write_bytes(content)
 
-        store, built = read(folder)
+        assert refused(folder, source) in [f"{DAMAGED} ({what})" for what in (name, "a checksum differs")], place
 
-        assert_same(store, expected)
-        lines = [f"{DAMAGED} ({what}); packing it anew\n" for what in (name, "a checksum differs")]
-        assert said(capsys) in (lines if built else [""])
-        # numpy pads the headers with spaces, and a number may be written in several ways: these may pass
-        assert built or name == "card.json" or place < 128, (name, place)
-        detected += built
-        for other in FILES:
-            (folder / "packed" / other).write_bytes(whole[other])
-    assert detected > 160
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("count", [1, 64, 4096])
+def test_a_tail_of_zeros_is_detected_in_the_place_of_what_was_there_and_after_it(name, count, folder, whole):
+    kept = max(0, len(whole[name]) - count)
+    for content in (whole[name][:kept].ljust(len(whole[name]), b"\0"), whole[name] + bytes(count)):
+        if content != whole[name]:  # the last byte of episode_starts is a zero
+            (folder / "packed" / name).write_bytes(content)
+            assert refused(folder).startswith(DAMAGED)
+
+
+def test_a_file_that_does_not_belong_there_is_detected_and_goes(folder, whole, capsys):
+    (folder / "packed" / ".of-a-file-manager").touch()
+    assert read(folder)[1] == 0
+    (folder / "packed" / "more\n.npy").write_bytes(whole["actions.npy"])
+
+    store, built = read(folder)
+
+    assert_same(store, in_memory())
+    assert built == 1 and sorted(os.listdir(folder / "packed")) == sorted(FILES)
+    assert said(capsys) == f"{DAMAGED} ('more\\n.npy' does not belong there); packing it anew\n"
+
+
+@pytest.mark.parametrize("name", [*FILES, "."])
+@pytest.mark.parametrize("other", ["pipe", "link", "broken link", "folder"])
+def test_what_is_no_plain_file_is_neither_followed_nor_waited_for(other, name, folder, whole, tmp_path, capsys):
+    file = folder / "packed" / name
+    elsewhere = file.rename(tmp_path / "elsewhere")
+    if other == "pipe":
+        os.mkfifo(file)
+    elif other == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(elsewhere if other == "link" else tmp_path / "nowhere")
+
+    store, built = read(folder)
+
+    assert_same(store, in_memory())
+    assert built == 1 and said(capsys).startswith(DAMAGED)
+    assert read(folder)[1] == 0
+    assert not file.is_symlink() and elsewhere.exists()
+
+
+@pytest.mark.parametrize("fields", [
+    {"steps": -1}, {"steps": 26.0}, {"steps": "26"}, {"episodes": 10**400}, {"mean": 1}, {"std": [10**400]},
+    {"action_low": None}, {"mean": None},
+])
+def test_a_forged_card_is_no_more_than_damaged(fields, folder, whole):
+    file = folder / "packed" / "card.json"
+    intact.write_sealed(file, intact.read_sealed(file, "packed") | fields)
+    assert refused(folder).startswith(DAMAGED)
+
+
+def test_forged_episodes_are_no_more_than_damaged(folder, whole):
+    file = folder / "packed" / "card.json"
+    for starts in ([0, 7, 8, 21, 2**40], [1, 7, 8, 21, 26], [0, 7, 7, 21, 26], [0, 8, 7, 21, 26]):
+        content = whole["episode_starts.npy"][:-40] + np.int64(starts).tobytes()
+        (folder / "packed" / "episode_starts.npy").write_bytes(content)
+        arrays = columns.mapped(folder / "packed", Build().measure())
+        intact.write_sealed(file, intact.read_sealed(file, "packed") | {"fingerprint": stores.fingerprint(arrays)})
+        assert refused(folder) == f"{DAMAGED} (episode_starts.npy)"
+
+
+def test_a_card_that_is_too_large_is_not_parsed(folder, whole, monkeypatch):
+    monkeypatch.setattr(packed, "LARGEST_CARD", len(whole["card.json"]) - 1)
+    assert refused(folder) == f"{DAMAGED} (card.json)"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -182,9 +252,8 @@ def test_a_file_cut_short_is_detected(name, left, folder, capsys):
     store, built = read(folder)
 
     assert_same(store, in_memory())
-    # of the card's last byte, the end of its line, nothing depends
-    assert built == (0 if (name, left) == ("card.json", -1) else 1)
-    assert said(capsys) == (f"{DAMAGED} ({name}); packing it anew\n" if built else "")
+    assert built == 1
+    assert said(capsys) == f"{DAMAGED} ({name}); packing it anew\n"
 
 
 @pytest.mark.parametrize(
@@ -213,15 +282,15 @@ def test_another_array_is_detected(other, folder, capsys):
 def test_a_copy_of_another_format_is_made_anew(folder, capsys):
     read(folder)
     file = folder / "packed" / "card.json"
-    card = json.loads(file.read_text()) | {"format": 99}
-    del card["sha256"], card["mean"]
-    file.write_text(json.dumps(card | {"sha256": packed._digest(card)}))
+    card = intact.read_sealed(file, "packed") | {"format": 99}
+    del card["mean"]
+    intact.write_sealed(file, card)
 
     store, built = read(folder)
 
     assert_same(store, in_memory())
     assert built == 1
-    assert said(capsys) == f"dataset {ID} was packed in format 99, this is format 1; packing it anew\n"
+    assert said(capsys) == f"dataset {ID} was packed in format 99, this is format 2; packing it anew\n"
 
 
 def rewrite(file):
@@ -266,24 +335,24 @@ def test_metadata_of_the_same_size_and_time_that_differ_are_a_change(folder, cap
 def test_a_copy_under_another_id_is_made_anew(folder):
     read(folder)
     build = Build()
-    packed.read("other/toy/renamed-v0", folder, build)
+    packed.read("other/toy/renamed-v0", folder, build.measure, build)
     assert build.count == 1
 
 
 def test_a_failed_packing_leaves_the_earlier_copy_and_nothing_else(folder):
     def fail(target):
-        packed.write(episodes(), SPACES, ID, target)
+        columns.write(episodes(), SPACES, ID, target)
         raise UserError("episode 4 is malformed")
 
     with pytest.raises(UserError, match="malformed"):
-        packed.read(ID, folder, fail)
+        packed.read(ID, folder, Build().measure, fail)
     assert os.listdir(folder) == ["data"]
 
     read(folder)
     before = [(folder / "packed" / name).read_bytes() for name in FILES]
     (folder / "data" / "more").write_bytes(b"")
     with pytest.raises(UserError, match="malformed"):
-        packed.read(ID, folder, fail)
+        packed.read(ID, folder, Build().measure, fail)
     assert sorted(os.listdir(folder)) == ["data", "packed"]
     assert [(folder / "packed" / name).read_bytes() for name in FILES] == before
 
@@ -292,16 +361,15 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_packed import ID, SPACES, episodes, packed
+from test_packed import ID, Build, packed
 
 def build(target):
-    packed.write(episodes(), SPACES, ID, target)
+    Build()(target)
     print("building", flush=True)
     while not Path({go!r}).exists():
         time.sleep(0.01)
-    return SPACES
 
-print(packed.read(ID, Path({folder!r}), build).fingerprint)
+print(packed.read(ID, Path({folder!r}), Build().measure, build).fingerprint)
 """
 WAITING = f"waiting for another process that packs dataset {ID}\n"
 
@@ -378,17 +446,16 @@ def test_a_folder_that_cannot_be_written_is_packed_for_this_run_only(folder, tem
 
 def test_a_disk_that_fills_up_is_packed_elsewhere(folder, temporary, capsys):
     def fill_up(target):
-        spaces = Build()(target)
+        Build()(target)
         if target.is_relative_to(folder):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return spaces
 
-    assert_same(packed.read(ID, folder, fill_up), in_memory())
+    assert_same(packed.read(ID, folder, Build().measure, fill_up), in_memory())
     assert said(capsys).startswith(f"{folder} cannot be written (No space left on device): ")
     assert os.listdir(folder) == ["data"] and os.listdir(temporary) == []
 
 
-def test_where_nothing_can_be_written_one_line_says_so(folder, temporary):
+def test_where_nothing_can_be_written_one_line_says_so(folder, temporary, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # a write beyond it fails: Python ignores the signal
     try:
@@ -396,8 +463,44 @@ def test_where_nothing_can_be_written_one_line_says_so(folder, temporary):
             read(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(caught.value) == (
-        f"dataset {ID} cannot be packed in {temporary} either (File too large); make room, or name a folder: "
-        "export TMPDIR=FOLDER"
+    assert re.fullmatch(
+        rf"{folder} cannot be written \(File too large\); a copy of dataset {ID} for this run cannot be written: File "
+        rf"too large in {temporary}; it needs 0.0 MB, \d+.\d MB are free; what stood there before is as it was; make "
+        "room, or name a folder for temporary files: export TMPDIR=FOLDER",
+        str(caught.value),
     )
+    assert said(capsys) == ""
     assert os.listdir(folder) == ["data"] and os.listdir(temporary) == []
+
+
+def test_where_python_knows_no_folder_for_temporary_files_one_line_says_so(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(packed.disk, "scratch", refuse)
+    monkeypatch.setattr(packed.tempfile, "tempdir", None)
+    monkeypatch.setattr(packed.tempfile, "_get_default_tempdir", no_folder)
+    with pytest.raises(UserError, match=r"^\S+ cannot be written \(Read-only file system\), nor can any folder for "
+                       rf"temporary files: dataset {ID} cannot be packed; make room, or .* TMPDIR=FOLDER$"):
+        read(folder)
+
+
+def no_folder():
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+
+def test_a_disk_that_does_not_give_back_what_was_written_is_not_trusted(folder, temporary, monkeypatch, capsys):
+    written = intact.write_sealed
+
+    def lose_a_bit(path, fields):
+        written(path, fields)
+        if path.is_relative_to(folder):
+            rewrite(path)
+
+    monkeypatch.setattr(intact, "write_sealed", lose_a_bit)
+    assert_same(read(folder)[0], in_memory())
+    assert said(capsys) == (
+        f"{folder} cannot be written (it does not give back what was written: {DAMAGED} (card.json)): dataset {ID} is "
+        "packed for this run only\n"
+    )
+    assert os.listdir(folder) == ["data"]

@@ -92,8 +92,9 @@ def convert(file: str, *, name: str = "", overwrite: bool = False) -> Imported:
     digest = _digest(file)
     original = digest == ORIGINALS[name]
     root = minari_files.root()
-    disk.require_space(root, 3 * Path(file).stat().st_size, f"importing {file}")
-    with disk.refusal_told(root, f"dataset {dataset_id}"), disk.scratch(root) as folder:
+    needed = 3 * Path(file).stat().st_size
+    disk.require_space(root, needed, f"importing {file}")
+    with disk.refusal_told(root, f"dataset {dataset_id}", needed=needed), disk.scratch(root) as folder:
         try:
             guard.call("drl.data.d4rl_hdf5:extract", file, str(folder), str(spaces.observation_dim),
                        str(spaces.action_dim), memory=MEMORY, seconds=SECONDS)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 
+from drl import disk
 from drl.errors import UserError
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # each takes address space
@@ -33,6 +34,7 @@ def call(target: str, *arguments: str, memory: int, seconds: float) -> None:
 
     Raises:
         UserError: the one that the function raised.
+        OSError: the one that it raised because the disk refuses (`disk.REFUSALS`).
         Failure: it crashed, took more than it was given, or raised anything else.
     """
     # -P: the current folder is not searched for modules, since foreign files may lie in it
@@ -60,6 +62,8 @@ def _raise_what(report: bytes, status: int, seconds: float) -> None:
         raise UserError(message)
     if kind == "failed":
         raise Failure(message)
+    if kind == "disk":
+        raise OSError(int(message), os.strerror(int(message)))
     if status:
         raise Failure(f"crashed ({_name(status)})")
 
@@ -94,7 +98,7 @@ def _child(target: str, memory: str, seconds: str, *arguments: str) -> None:
 
 
 def _outcome(target: str, arguments: tuple[str, ...], memory: int) -> tuple[str, str]:
-    """What became of the call: ("done", ""), ("refused", message) or ("failed", message)."""
+    """What became of the call: ("done", ""), ("refused", message), ("disk", errno) or ("failed", message)."""
     try:
         module, _, function = target.partition(":")
         getattr(importlib.import_module(module), function)(*arguments)
@@ -104,6 +108,8 @@ def _outcome(target: str, arguments: tuple[str, ...], memory: int) -> tuple[str,
     except MemoryError:
         return "failed", f"needed more than {memory / 2**30:.1f} GiB of memory"
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in disk.REFUSALS:
+            return "disk", str(error.errno)
         return "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

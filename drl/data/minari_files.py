@@ -5,10 +5,8 @@ in a child process with limits of memory and time.
 """
 
 import difflib
-import errno
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,9 +18,10 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 
 from drl import disk
-from drl.data import guard, minari_hdf5, minari_metadata, minari_remote, packed
+from drl.data import columns, guard, minari_hdf5, minari_metadata, minari_remote, packed
+from drl.data.columns import Extent
 from drl.data.minari_metadata import MAIN, line
-from drl.data.store import EpisodeStore, Spaces
+from drl.data.store import EpisodeStore
 from drl.errors import UserError, did_you_mean
 from drl.names import names
 from drl.progress import progress
@@ -40,7 +39,7 @@ def read(dataset_id: str) -> EpisodeStore:
     """
     folder = path(dataset_id)
     download(dataset_id)
-    return packed.read(dataset_id, folder, lambda target: _build(dataset_id, target))
+    return packed.read(dataset_id, folder, lambda: _measure(dataset_id), lambda target: _build(dataset_id, target))
 
 
 def download(dataset_id: str, overwrite: bool = False) -> bool:
@@ -81,7 +80,7 @@ def download(dataset_id: str, overwrite: bool = False) -> bool:
 
 
 def pack(dataset_id: str, target: str) -> None:
-    """Read a dataset through Minari, validate it and write its arrays into the folder `target`, as packed.py does.
+    """Read a dataset through Minari, validate it and write its arrays into the folder `target`, as columns.py does.
 
     Raises:
         UserError: the dataset cannot be read, or is malformed.
@@ -97,7 +96,7 @@ def pack(dataset_id: str, target: str) -> None:
                         f"{folder / 'data' / 'metadata.json'}")
     with progress(metadata["total_steps"], "step", f"packing {dataset_id}") as bar:
         episodes = _episodes(dataset_id, metadata, bar.update)
-        counts = packed.write(episodes, minari_metadata.spaces(metadata, dataset_id), dataset_id, Path(target))
+        counts = columns.write(episodes, minari_metadata.spaces(metadata, dataset_id), dataset_id, Path(target))
     for name, count in zip(minari_metadata.COUNTS, counts, strict=True):
         if metadata[name] != count:
             raise UserError(f"dataset {dataset_id}: metadata.json says {name} {metadata[name]}, {count} were found; "
@@ -133,13 +132,17 @@ def path(dataset_id: str) -> Path:
     return folder
 
 
-def _build(dataset_id: str, target: Path) -> Spaces:
-    """`pack`, in a child process unless the dataset is ours; returns the spaces."""
+def _measure(dataset_id: str) -> Extent:
+    """What a dataset says of its size, which `pack` holds it to."""
+    metadata = minari_metadata.read(path(dataset_id))
+    spaces = minari_metadata.spaces(metadata, dataset_id)
+    return Extent(metadata["total_steps"], metadata["total_episodes"], spaces)
+
+
+def _build(dataset_id: str, target: Path) -> None:
+    """`pack`, in a child process unless the dataset is ours."""
     folder = path(dataset_id)
     metadata = minari_metadata.read(folder)
-    spaces = minari_metadata.spaces(metadata, dataset_id)
-    if shutil.disk_usage(target).free < packed.size(metadata["total_steps"], metadata["total_episodes"], spaces):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if dataset_id.startswith(OURS):
         pack(dataset_id, str(target))
     else:
@@ -150,10 +153,10 @@ def _build(dataset_id: str, target: Path) -> Spaces:
         except guard.Failure as failure:
             raise UserError(f"dataset {dataset_id} cannot be read (the reader {failure}); {_cure(dataset_id)}"
                             ) from None
-    if not spaces.environment and (named := minari_metadata.named_environment(metadata)):
+    named = minari_metadata.named_environment(metadata)
+    if named and not minari_metadata.spaces(metadata, dataset_id).environment:
         print(f"dataset {dataset_id} names the environment {named!r}; only plain ids are taken from a dataset, name it "
               "yourself: --environment ID", file=sys.stderr)
-    return spaces
 
 
 def _episodes(

@@ -9,6 +9,7 @@ disk takes the process with it (SIGSEGV), a plain write says what is wrong.
 import functools
 import hashlib
 import itertools
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from h5py import h5a, h5d, h5g, h5p, h5s, h5t
 from minari.data_collector import EpisodeBuffer
-from minari.namespace import create_namespace, list_local_namespaces
+from minari.namespace import NAMESPACE_METADATA_FILENAME
 
 from drl import disk
 from drl.data.minari_files import path, root
@@ -66,7 +67,7 @@ def write(
     first = next(episodes)
     image, summary = _image(first, episodes)
     disk.require_space(root(), len(image), f"dataset {dataset_id}")
-    with disk.refusal_told(root(), f"dataset {dataset_id}"), disk.scratch(root()) as partial:
+    with disk.refusal_told(root(), f"dataset {dataset_id}", needed=len(image)), disk.scratch(root()) as partial:
         with making:
             storage = _frame(partial, dataset_id, first, environment, algorithm, reference, description, spaces)
         main = partial / dataset_id / "data" / MAIN
@@ -76,9 +77,11 @@ def write(
         )
         for file in (main, main.with_name("metadata.json")):
             disk.sync(file)
-        namespace = dataset_id.rpartition("/")[0]
-        if namespace and namespace not in list_local_namespaces():
-            create_namespace(namespace)
+        for namespace in reversed(Path(dataset_id).parents[:-1]):
+            place = root() / namespace / NAMESPACE_METADATA_FILENAME
+            if not place.exists():
+                place.parent.mkdir(exist_ok=True)
+                os.replace(partial / namespace / place.name, place)  # Minari's own, already on the disk
         disk.replace(partial / dataset_id, target)
     return target
 

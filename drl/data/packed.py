@@ -1,132 +1,128 @@
 """The packed form of a dataset: the arrays of its EpisodeStore as files beside it, mapped by every process that trains.
 
     <dataset>/data/      Minari's files: what was recorded
-    <dataset>/packed/    observations.npy (S, O)  actions.npy (S, A)  returns_to_go.npy (S,)  episode_starts.npy (E+1,)
+    <dataset>/packed/    the arrays (columns.py), and
                          card.json: spaces, normaliser, and the checksums of all this and of what it was made from
 
 Made episode by episode on first use, so that a dataset may be larger than memory; made once when several processes
-start together. Every start recomputes the checksums. A copy that is damaged or older than the data is made anew.
+start together. Every start makes sure that the copy is, byte for byte, what would be written here: the names in the
+folder, sizes and headers of the files, the card by its seal, the arrays by their checksum. A copy that is damaged or
+older than the data is made anew.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
-import math
+import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
 import numpy as np
 
-from drl import disk
-from drl.data.store import Episode, EpisodeStore, Normaliser, Spaces, fingerprint, flatten, starts_of
+from drl import disk, intact
+from drl.data import columns
+from drl.data.columns import Extent
+from drl.data.store import EpisodeStore, Normaliser, Spaces, fingerprint
 from drl.errors import UserError
 
-FORMAT = 1  # of the card and the arrays; a copy of another format is made anew
+FORMAT = 2  # of the card and the arrays; a copy of another format is made anew
 NAME, CARD = "packed", "card.json"
-ARRAYS = ("observations", "actions", "returns_to_go", "episode_starts")
+FILES = {CARD, *columns.FILES}
+LARGEST_CARD = 16 << 20  # bytes
+CURE = "make room, or name a folder for temporary files: export TMPDIR=FOLDER"
 
 
 class Unusable(Exception):
     """Why there is no use in a packed copy; empty: there is none."""
 
 
-def read(dataset: str, folder: Path, build: Callable[[Path], Spaces]) -> EpisodeStore:
+def read(dataset: str, folder: Path, measure: Callable[[], Extent], build: Callable[[Path], None]) -> EpisodeStore:
     """The store of the dataset in `folder`, mapped from its packed copy; packed first where there is no sound one.
+
+    A dataset that is replaced meanwhile is read again: the store is that of the old one or of the new one, whole.
 
     Args:
         dataset: Minari id.
         folder: holds data/, and packed/ afterwards where it can be written; else the copy is temporary.
-        build: called with an empty folder when the dataset must be packed: `write`s it there, returns the spaces.
-    """
-    with contextlib.suppress(Unusable):  # why, is told below, once no other process can be at work on it
-        return load(folder / NAME, dataset, source_of(folder))
-    try:
-        waiting = f"waiting for another process that packs dataset {dataset}"
-        with disk.alone(folder / "data", waiting), disk.scratch(folder) as partial:
-            return _read_or_pack(dataset, folder, build, partial)
-    except OSError as error:
-        print(f"{folder} cannot be written ({error.strerror or error}): dataset {dataset} is packed for this run only",
-              file=sys.stderr)
-    try:
-        with tempfile.TemporaryDirectory(prefix="drl-packed-") as temporary:  # what is mapped outlives its name
-            return _pack(dataset, folder, build, Path(temporary))
-    except OSError as error:
-        raise UserError(f"dataset {dataset} cannot be packed in {tempfile.gettempdir()} either "
-                        f"({error.strerror or error}); make room, or name a folder: export TMPDIR=FOLDER") from error
-
-
-def _read_or_pack(dataset: str, folder: Path, build: Callable[[Path], Spaces], partial: Path) -> EpisodeStore:
-    try:
-        return load(folder / NAME, dataset, source_of(folder))  # another process made it while this one waited
-    except Unusable as reason:
-        if str(reason):
-            print(f"{reason}; packing it anew", file=sys.stderr)
-    new = partial / NAME
-    new.mkdir()
-    store = _pack(dataset, folder, build, new)
-    for file in new.iterdir():
-        disk.sync(file)
-    disk.replace(new, folder / NAME)
-    return store
-
-
-def _pack(dataset: str, folder: Path, build: Callable[[Path], Spaces], target: Path) -> EpisodeStore:
-    source = source_of(folder)  # before the data are read: if they change meanwhile, the copy is older than they are
-    spaces = build(target)
-    store = EpisodeStore.from_arrays(*(_map(target, name) for name in ARRAYS), spaces, dataset)
-    _write_card(store, source, target / CARD)
-    return load(target, dataset, source)
-
-
-def write(episodes: Iterable[Episode], spaces: Spaces, dataset: str, folder: Path) -> tuple[int, int]:
-    """Validate and write the arrays, holding one episode in memory at a time. Returns the counts of episodes and steps.
+        measure: what the dataset says of its size.
+        build: called with an empty folder when the dataset must be packed: `columns.write`s it there.
 
     Raises:
-        UserError: as `flatten`.
-        OSError: the folder cannot be written.
+        UserError: as `measure` and `build`, or the copy can be written nowhere.
     """
-    lengths = []
-    with contextlib.ExitStack() as stack:
-        *columns, starts = (stack.enter_context(_Column(folder, *expected)) for expected in _layout(0, -1, spaces))
-        for arrays in flatten(episodes, spaces, dataset):
-            for column, array in zip(columns, arrays, strict=True):
-                column.append(array)
-            lengths.append(len(arrays[0]))
-        starts.append(starts_of(lengths))
-    return len(lengths), sum(lengths)
+    while True:
+        source = source_of(folder)
+        with contextlib.suppress(Unusable):  # why, is told later, once no other process can be at work on it
+            return load(folder / NAME, dataset, source)
+        try:
+            return _read_or_pack(dataset, folder, source, measure(), build)
+        except (UserError, OSError):
+            if source_of(folder) == source:
+                raise
+        print(f"dataset {dataset} was replaced while it was read; reading it again", file=sys.stderr)
 
 
-class _Column:
-    """An .npy file that grows; its header is right once it is closed."""
+def _read_or_pack(
+    dataset: str, folder: Path, source: str, extent: Extent, build: Callable[[Path], None]
+) -> EpisodeStore:
+    waiting = f"waiting for another process that packs dataset {dataset}"
+    try:
+        with disk.alone(folder / "data", waiting), disk.scratch(folder) as partial:
+            try:
+                return load(folder / NAME, dataset, source)  # another process made it while this one waited
+            except Unusable as reason:
+                if str(reason):
+                    print(f"{reason}; packing it anew", file=sys.stderr)
+            store = _pack(dataset, folder, source, extent, build, partial / NAME)
+            disk.replace(partial / NAME, folder / NAME)
+            return store
+    except OSError as error:
+        if source_of(folder) != source:  # what was to be written went with the dataset that was replaced
+            raise
+        refusal = f"{folder} cannot be written ({error.strerror or error})"
+    try:
+        place = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # Python has tried all the folders that it knows
+        raise UserError(f"{refusal}, nor can any folder for temporary files: dataset {dataset} cannot be packed; "
+                        f"{CURE}") from error
+    with disk.refusal_told(place, f"{refusal}; a copy of dataset {dataset} for this run", CURE, extent.size):
+        with tempfile.TemporaryDirectory(prefix="drl-packed-", dir=place) as temporary:
+            store = _pack(dataset, folder, source, extent, build, Path(temporary) / NAME)
+    print(f"{refusal}: dataset {dataset} is packed for this run only", file=sys.stderr)
+    return store  # what is mapped outlives its name
 
-    def __init__(self, folder: Path, name: str, shape: tuple[int, ...], dtype: str):
-        self._file, self._row, self._dtype, self._rows = open(folder / f"{name}.npy", "wb"), shape[1:], dtype, 0
-        self._write_header()
 
-    def append(self, array: np.ndarray) -> None:
-        self._file.write(memoryview(np.ascontiguousarray(array, self._dtype)).cast("B"))
-        self._rows += len(array)
+def _pack(
+    dataset: str, folder: Path, source: str, extent: Extent, build: Callable[[Path], None], target: Path
+) -> EpisodeStore:
+    """Make the folder `target`, and read it back.
 
-    def _write_header(self) -> None:
-        self._file.seek(0)
-        fields = {"descr": self._dtype, "fortran_order": False, "shape": (self._rows, *self._row)}
-        np.lib.format.write_array_header_1_0(self._file, fields)  # of one length: numpy leaves room for the rows
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with self._file:
-            self._write_header()
+    Raises:
+        UserError: as `build`.
+        OSError: the disk refuses, or does not give back what was written.
+    """
+    target.mkdir()
+    if shutil.disk_usage(target).free < extent.size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    build(target)
+    try:
+        arrays = columns.mapped(target, extent)
+        _write_card(EpisodeStore.from_arrays(*arrays, extent.spaces, dataset), source, target / CARD)
+        for file in target.iterdir():
+            disk.sync(file)
+        return load(target, dataset, source)
+    except (columns.Changed, Unusable) as reason:
+        raise OSError(errno.EIO, f"it does not give back what was written: {reason}") from reason
 
 
 def _write_card(store: EpisodeStore, source: str, file: Path) -> None:
     """Write what `load` needs beside the arrays."""
-    card = {
+    intact.write_sealed(file, {
         "format": FORMAT,
         "dataset": store.dataset,
         "source": source,
@@ -138,8 +134,7 @@ def _write_card(store: EpisodeStore, source: str, file: Path) -> None:
         "action_high": store.spaces.action_high.tolist(),
         "mean": store.normaliser.mean.tolist(),
         "std": store.normaliser.std.tolist(),
-    }
-    file.write_text(json.dumps(card | {"sha256": _digest(card)}, indent=1) + "\n")
+    })
 
 
 def load(folder: Path, dataset: str, source: str) -> EpisodeStore:
@@ -148,25 +143,53 @@ def load(folder: Path, dataset: str, source: str) -> EpisodeStore:
     Raises:
         Unusable: it is not there, damaged, of another format, or made from other data than `source`.
     """
-    if not folder.exists():
+    if not os.path.lexists(folder):
         raise Unusable()
     try:
-        card = json.loads((folder / CARD).read_text())
-        sound = card.pop("sha256") == _digest(card)
-    except Exception as error:  # whatever a damaged file raises
+        return _load(folder, dataset, source)
+    except Unusable:
+        raise
+    except columns.Changed as file:
+        raise _damaged(dataset, str(file)) from file
+    except Exception as error:  # whatever a damaged card makes of what follows
         raise _damaged(dataset, CARD) from error
-    if not sound:
-        raise _damaged(dataset, CARD)
+
+
+def _load(folder: Path, dataset: str, source: str) -> EpisodeStore:
+    _require_own_files(folder)
+    card = intact.read_sealed(folder / CARD, "packed")
     if card["format"] != FORMAT:
         raise Unusable(f"dataset {dataset} was packed in format {card['format']}, this is format {FORMAT}")
     if (card["dataset"], card["source"]) != (dataset, source):
         raise Unusable(f"dataset {dataset} changed since it was packed")
     mean, std, low, high = (np.float32(card[name]) for name in ("mean", "std", "action_low", "action_high"))
     spaces = Spaces(card["environment"], len(mean), low, high)
-    arrays = tuple(_sound(folder, dataset, *expected) for expected in _layout(card["steps"], card["episodes"], spaces))
+    arrays = columns.mapped(folder, Extent(card["steps"], card["episodes"], spaces))
     if fingerprint(arrays) != card["fingerprint"]:
         raise _damaged(dataset, "a checksum differs")
+    starts = arrays[-1]
+    if starts[0] != 0 or starts[-1] != card["steps"] or (np.diff(starts) < 1).any():  # a seal is no signature
+        raise columns.Changed("episode_starts.npy")
     return EpisodeStore(*arrays, Normaliser(mean, std), spaces, dataset, card["fingerprint"])
+
+
+def _require_own_files(folder: Path) -> None:
+    """The files of a copy and no others, plain ones: a link might lead elsewhere, and a pipe would be waited for. Names
+    that begin with a dot are not looked at: file systems and file managers leave them.
+
+    Raises:
+        columns.Changed: names what is not so.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise columns.Changed(f"{NAME} is no folder")
+    found = {file.name: file.lstat() for file in folder.iterdir() if not file.name.startswith(".")}
+    for name in sorted(FILES | found.keys()):
+        if name not in FILES:
+            raise columns.Changed(f"{name!r} does not belong there")
+        if name not in found or not S_ISREG(found[name].st_mode):
+            raise columns.Changed(name)
+    if found[CARD].st_size > LARGEST_CARD:
+        raise columns.Changed(CARD)
 
 
 def source_of(folder: Path) -> str:
@@ -174,38 +197,9 @@ def source_of(folder: Path) -> str:
     data = folder / "data"
     files = [(str(file.relative_to(data)), file.stat()) for file in sorted(data.rglob("*"))]
     listed = [(name, status.st_size, status.st_mtime_ns) for name, status in files if S_ISREG(status.st_mode)]
-    return _digest([listed, hashlib.sha256((data / "metadata.json").read_bytes()).hexdigest()])
-
-
-def size(steps: int, episodes: int, spaces: Spaces) -> int:
-    """Bytes of the arrays."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in _layout(steps, episodes, spaces))
-
-
-def _layout(steps: int, episodes: int, spaces: Spaces) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and dtype of each array, in the order of EpisodeStore's."""
-    shapes = (steps, spaces.observation_dim), (steps, spaces.action_dim), (steps,), (episodes + 1,)
-    return zip(ARRAYS, shapes, ("<f4", "<f4", "<f4", "<i8"), strict=True)
-
-
-def _sound(folder: Path, dataset: str, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    try:
-        array = _map(folder, name)
-    except Exception as error:  # whatever a damaged header raises
-        raise _damaged(dataset, f"{name}.npy") from error
-    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-        raise _damaged(dataset, f"{name}.npy")
-    return array
-
-
-def _map(folder: Path, name: str) -> np.ndarray:
-    """Mapped read-only: a private writable map would be refused where the file is larger than the memory."""
-    return np.asarray(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r"))
+    metadata = hashlib.sha256((data / "metadata.json").read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([listed, metadata], sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(dataset: str, what: str) -> Unusable:
     return Unusable(f"the packed copy of dataset {dataset} is damaged ({what})")
-
-
-def _digest(fields: Any) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
