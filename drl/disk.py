@@ -132,8 +132,9 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: at every moment the earlier one or the new one stands there, not a link."""
     partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link to another file
     try:
-        with partial.open("w") as file:
+        with partial.open("x") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

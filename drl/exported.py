@@ -12,22 +12,26 @@ not played: whoever checks it, in whatever language, needs no environment and no
 Dimension key: S steps of the trace, O observation, A action.
 """
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from drl import checkpoint as checkpoints
-from drl import intact
+from drl import foreign, intact
 from drl.checkpoint import Checkpoint
+from drl.checkpoint_files import read_acting, write_tensors
 from drl.config import Config
 from drl.data.store import Spaces
-from drl.errors import UserError
+from drl.errors import UserError, shown
+from drl.foreign_tensors import check_shapes, read_tensors
+from drl.intact import Damaged
 from drl.policy_state import WindowState
 from drl.versions import versions
 
@@ -38,7 +42,9 @@ PROTOCOL = ("normalized_score is 100 (return - random) / (expert - random) with 
 STEPS = 100
 TOLERANCE = 1e-4  # on actions, of the half width of the action box
 TOLERANCES = {"cpu-bfloat16": 0.05}  # engines that round more than float32 does
-CURE = "export it again: drl export RUN FOLDER --overwrite"
+CARD = {"step": int, "environment": str, "observation_dim": int, "action_dim": int, "dataset": dict, "versions": dict,
+        "config": dict}
+WHAT, CURE = "exported policy", "export it again: drl export RUN FOLDER --overwrite"
 
 
 class Trace(NamedTuple):
@@ -59,10 +65,11 @@ class Trace(NamedTuple):
     actions: Tensor
 
     def fits(self, spaces: Spaces) -> bool:
-        """Whether these are the shapes and dtypes of a trace in these spaces."""
+        """Whether these are the shapes and dtypes of a trace in these spaces, and finite numbers."""
         shapes = (STEPS, spaces.observation_dim), (STEPS,), (STEPS,), (), (STEPS, spaces.action_dim)
         dtypes = torch.float32, torch.float32, torch.bool, torch.float32, torch.float32
-        return all(x.shape == shape and x.dtype == dtype for x, shape, dtype in zip(self, shapes, dtypes, strict=True))
+        return all(x.shape == shape and x.dtype == dtype and x.isfinite().all()
+                   for x, shape, dtype in zip(self, shapes, dtypes, strict=True))
 
     @classmethod
     def record(cls, policy, checkpoint: Checkpoint) -> Self:
@@ -97,12 +104,12 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
     facts = {"format": FORMAT, "environment": spaces.environment, "observation_dim": spaces.observation_dim,
              "action_dim": spaces.action_dim, **model, "target_return": float(trace.target_return)}
     tensors = {name: tensor.float() for name, tensor in checkpoint.acting().items()}
-    checkpoints.write_tensors(folder / MODEL, tensors, {name: str(value) for name, value in facts.items()})
-    checkpoints.write_tensors(folder / TRACE, trace._asdict())
+    write_tensors(folder / MODEL, tensors, {name: str(value) for name, value in facts.items()})
+    write_tensors(folder / TRACE, trace._asdict())
     dataset = {"id": config.dataset, "fingerprint": checkpoint.dataset_fingerprint,
                "mean_return": checkpoint.dataset_return}
     scores = [{name: value for name, value in result.items() if not isinstance(value, list)}
-              | {"environment_seed": result["seeds"][0]} for result in evaluations]
+              | {"environment_seed": result["seeds"][0]} for result in evaluations if result["seeds"]]
     intact.write_json(folder / CONFIG, {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -118,7 +125,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
 
 def is_exported(folder: Path) -> bool:
     """Whether `folder` is an exported policy, or what is left of one."""
-    return any((folder / name).is_file() for name in (CONFIG, TRACE))
+    return any(os.path.isfile(folder / name) for name in (CONFIG, TRACE))
 
 
 def load(folder: Path | str) -> tuple[Checkpoint, Trace | None]:
@@ -130,33 +137,50 @@ def load(folder: Path | str) -> tuple[Checkpoint, Trace | None]:
     folder = Path(folder)
     if not is_exported(folder):
         return checkpoints.load(folder), None
-    what = "exported policy"
-    intact.require_intact(folder, [CONFIG], what)
-    card = intact.read_json(folder / CONFIG, what)
+    with _cured():
+        intact.require_intact(folder, [CONFIG], WHAT)
+        card = intact.read_json(folder / CONFIG, WHAT)
     if card.get("format") != FORMAT:
-        raise UserError(f"{what} {folder} has format {card.get('format')}, this version reads {FORMAT}; install the "
-                        "version that wrote it: " + json.dumps(card.get("versions")))
-    intact.require_whole(folder, [MODEL, TRACE, CONFIG], what)
+        raise UserError(f"{WHAT} {folder} has format {shown(card.get('format'))}, this version reads {FORMAT}; install "
+                        f"the version that wrote it: {json.dumps(card.get('versions'))[:400]}")
+    with _cured():
+        intact.require_whole(folder, [MODEL, TRACE, CONFIG], WHAT)
     try:
-        weights, normaliser, low, high = checkpoints.read_acting(folder / MODEL)
-        trace = Trace(**load_file(folder / TRACE))
-        checkpoint = Checkpoint(
-            config=Config.from_dict(card["config"]),
-            step=card["step"],
-            weights=weights,
-            normaliser=normaliser,
-            spaces=Spaces(card["environment"], card["observation_dim"], low, high),
-            dataset_fingerprint=card["dataset"]["fingerprint"],
-            versions=card["versions"]["trained"],
-            training={},
-            dataset_return=card["dataset"]["mean_return"],
-        )
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{what} {folder} is not what drl export writes: {' '.join(str(error).split())}; {CURE}"
+        checkpoint = _checkpoint(card, *read_acting(folder / MODEL))
+        check_shapes(checkpoint.config, checkpoint.weights, checkpoint.spaces, checkpoint.normaliser, MODEL)
+        trace = Trace(**read_tensors(folder / TRACE, WHAT))
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{WHAT} {folder} is not what drl export writes: {' '.join(str(error).split())}; {CURE}"
                         ) from error
     if not trace.fits(checkpoint.spaces):
-        raise UserError(f"{what} {folder} is not what drl export writes: {TRACE} does not fit {CONFIG}; {CURE}")
+        raise UserError(f"{WHAT} {folder} is not what drl export writes: {TRACE} does not fit {CONFIG}; {CURE}")
     return checkpoint, trace
+
+
+@contextlib.contextmanager
+def _cured() -> Iterator[None]:
+    try:
+        yield
+    except Damaged as error:
+        raise Damaged(f"{error}; {CURE}") from error
+
+
+def _checkpoint(card: dict[str, Any], weights, normaliser, low, high) -> Checkpoint:
+    """The checkpoint of which config.json and model.safetensors were written."""
+    card = foreign.checked(card, CONFIG, CARD)
+    dataset = foreign.checked(card["dataset"], CONFIG, {"fingerprint": str, "mean_return": float | None})
+    versions = foreign.checked(card["versions"], CONFIG, {"trained": dict[str, str]})
+    return Checkpoint(
+        config=Config.from_dict(card["config"]),
+        step=card["step"],
+        weights=weights,
+        normaliser=normaliser,
+        spaces=Spaces(card["environment"], card["observation_dim"], low, high),
+        dataset_fingerprint=dataset["fingerprint"],
+        versions=versions["trained"],
+        training={},
+        dataset_return=dataset["mean_return"],
+    )
 
 
 def check(policy, trace: Trace | None, folder: Path | str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from drl import disk
+from drl import disk, foreign
 from drl.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -70,14 +70,17 @@ def write_sealed(path: Path, fields: dict[str, Any]) -> None:
     disk.write_text(path, _sealed(fields))
 
 
-def read_sealed(path: Path, what: str, unsealed: bool = False) -> dict[str, Any]:
-    """The fields that `write_sealed` wrote; `unsealed`: a file of one line, from before there were seals, passes too.
+def read_sealed(path: Path, what: str, unsealed: bool = False, most: int = foreign.JSON) -> dict[str, Any]:
+    """The fields that `write_sealed` wrote.
+
+    Args:
+        unsealed: a file of one line, from before there were seals, passes too.
+        most: bytes of it.
 
     Raises:
-        UserError: the file cannot be read.
-        Damaged: a byte of it changed.
+        Damaged: the file cannot be read, or a byte of it changed.
     """
-    fields = read_json(path, what)
+    fields = read_json(path, what, most)
     content = path.read_bytes()
     if unsealed and content.count(b"\n") < 2:
         return fields
@@ -99,21 +102,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file of a `what`.
-
-    Raises:
-        Damaged: the file is missing, no JSON, or holds something else.
-    """
-    if not S_ISREG(_mode(path)):
-        raise Damaged(f"{what} file {path} cannot be read: it is missing or no plain file")
+def read_json(path: Path, what: str, most: int = foreign.JSON) -> dict[str, Any]:
+    """`foreign.read_json`; what it refuses is Damaged."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{what} file {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise Damaged(f"{what} file {path} is damaged: it holds no JSON object")
-    return content
+        return foreign.read_json(path, what, most)
+    except UserError as error:
+        raise Damaged(str(error)) from error
 
 
 def _mode(path: Path) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from drl import checkpoint as checkpoints
@@ -19,7 +18,7 @@ from drl import disk, lock, signals
 from drl import evaluate as evaluation
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
-from drl.config import Config, TrainConfig, settled
+from drl.config import Config, TrainConfig, settled, write_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule
@@ -83,7 +82,7 @@ def train_together(
             tracker = None
             if share.first:
                 with disk.refusal_told(folder, f"run {folder}", "make room, or name another folder with --run"):
-                    disk.write_text(folder / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
+                    write_config(folder / CONFIG_FILE, config)
                 tracker = stack.enter_context(Tracker(folder, start=trainer.step))
             runs.append(_Run(trainer, folder, tracker))
         _loop(runs, configs[0].train, share)
@@ -117,10 +116,14 @@ class _Run:
             self.tracker.log(self.trainer.step, values)
 
     def owes_evaluation(self) -> bool:
-        """Whether it was stopped after an update that is to be evaluated, and before that was done."""
-        evaluated = self.tracker and any(tag.startswith("eval/") for tag in self.tracker.at_start)
+        """Whether it was stopped after an update that is to be evaluated, and before its scores were stored and logged."""
         due = self.trainer.step and _evaluates(self.trainer.step, self.trainer.config.train)
-        return self.trainer.share.any(bool(due and self.tracker and not evaluated))
+        return self.trainer.share.any(bool(due and self.tracker and not self._is_evaluated()))
+
+    def _is_evaluated(self) -> bool:
+        config, step = self.trainer.config, self.trainer.step
+        logged = any(tag.startswith("eval/") for tag in self.tracker.at_start)
+        return logged and evaluation.is_stored(self.folder, config, step)
 
     def evaluate(self, note: Note) -> None:
         """Score the weights as they are, unless a signal comes; nothing that training reads is touched."""

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from drl import checkpoint as checkpoints
+from drl import checkpoint_files, disk, intact
 from drl.checkpoint import Checkpoint
 from drl.config import Config, EvaluateConfig, ModelConfig
 from drl.data.store import Normaliser, Spaces
@@ -174,7 +175,8 @@ def test_the_older_go_only_once_the_new_one_is_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize(
     ("function", "calls"),
-    [("write_tensors", 0), ("write_tensors", 1), ("intact.write_json", 0), ("disk.sha256", 1), ("disk.sync", 2),
+    [("checkpoint_files.write_tensors", 0), ("checkpoint_files.write_tensors", 1),
+     ("intact.write_json", 0), ("disk.sha256", 1), ("disk.sync", 2),
      ("disk.replace", 0)],
 )
 def test_a_save_that_dies_midway_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, function, calls, keep, again):
@@ -182,7 +184,7 @@ def test_a_save_that_dies_midway_leaves_the_earlier_checkpoint(tmp_path, monkeyp
     step = 7 if again else 8
     checkpoints.save(checkpoint(7), tmp_path, keep)
     module, _, name = function.rpartition(".")
-    owner = getattr(checkpoints, module) if module else checkpoints
+    owner = {"checkpoint_files": checkpoint_files, "disk": disk, "intact": intact}[module]
     real, done = getattr(owner, name), []
 
     def dies(*arguments, **options):
@@ -318,14 +320,14 @@ def test_a_run_without_a_checkpoint_has_nothing_to_go_on_from(tmp_path):
 def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypatch, capsys):
     """As when somebody evaluates a run that is being trained."""
     checkpoints.save(checkpoint(1), tmp_path, keep=1)
-    read = checkpoints.read_acting
+    read = checkpoint_files.read_acting
 
     def overtaken(path):
         if checkpoints.find(tmp_path).name == "step-00000001":
             checkpoints.save(checkpoint(2), tmp_path, keep=1)
         return read(path)
 
-    monkeypatch.setattr(checkpoints, "read_acting", overtaken)
+    monkeypatch.setattr(checkpoint_files, "read_acting", overtaken)
     assert checkpoints.load(tmp_path).step == 2
     assert capsys.readouterr().err == ""
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_train import killed_at, make_config, make_store, training_lines
 
 from drl import checkpoint as checkpoints
+from drl.checkpoint_files import MODEL, TRAINING
 from drl.captured import Captured
 from drl.config import Config
 from drl.train import train, train_together
@@ -47,7 +48,7 @@ def uncaptured(config: Config) -> Trainer:
 
 
 def close_checkpoints(actual, expected, **tolerance) -> None:
-    for file in (checkpoints.MODEL, checkpoints.TRAINING):
+    for file in (MODEL, TRAINING):
         one, other = (load_file(checkpoints.find(run) / file) for run in (actual, expected))
         assert one.keys() == other.keys()
         for name in one:

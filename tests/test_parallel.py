@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from test_train import Killed, killed_at, lines, make_config, make_store, training_lines
 
 from drl import checkpoint as checkpoints
+from drl.checkpoint_files import MODEL, TRAINING
 from drl.config import Config, ModelConfig
 from drl.data.sampling import Steps, StreamSampler, WindowSampler
 from drl.errors import UserError
@@ -89,7 +90,7 @@ def assert_close_run(actual: Path, expected: Path) -> None:
     for line, other in zip(training_lines(actual), training_lines(expected), strict=True):
         assert line == pytest.approx(other, rel=1e-5)
     one, other = checkpoints.find(actual), checkpoints.find(expected)
-    for file in (checkpoints.MODEL, checkpoints.TRAINING):
+    for file in (MODEL, TRAINING):
         torch.testing.assert_close(load_file(one / file), load_file(other / file), rtol=1e-4, atol=1e-6)
 
 

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import assert_same_run, lines, make_config, make_store
 
 from drl import checkpoint as checkpoints
+from drl import checkpoint_files
 from drl import evaluate as evaluation
 from drl import rollout
 from drl.signals import Stopped
@@ -26,7 +27,7 @@ PHASES = {  # where the signal meets the run: what it calls there
     "evaluating": (rollout, "play"),
     "storing a score": (evaluation, "store"),
     "saving": (checkpoints, "save"),
-    "writing a checkpoint": (checkpoints, "write_tensors"),
+    "writing a checkpoint": (checkpoint_files, "write_tensors"),
     "removing an old checkpoint": (checkpoints, "_remove"),
 }
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drl import checkpoint as checkpoints
+from drl.checkpoint_files import MODEL, TRAINING
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, read_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Spaces
@@ -83,7 +84,7 @@ def assert_same_run(actual, expected) -> None:
     assert training_lines(actual) == training_lines(expected)
     one, other = checkpoints.find(actual), checkpoints.find(expected)
     assert one.name == other.name
-    for file in (checkpoints.MODEL, checkpoints.TRAINING):
+    for file in (MODEL, TRAINING):
         torch.testing.assert_close(load_file(one / file), load_file(other / file), rtol=0, atol=0)
 
 
