@@ -73,6 +73,8 @@ def build() -> Parser:
     verb.add_argument("--environment", type=str, default="", help="Gymnasium id (default: the run's)")
     verb.add_argument("--environments", type=int | None, default=None, help="environments side by side; changes the "
                       "speed only (default: the run's config)")
+    verb.add_argument("--patience", type=float | None, default=None, help="seconds that one step of the environments "
+                      "or of the policy may take before the evaluation is given up (default: the run's config)")
     verb.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     verb.add_argument("--engine", type=str, default="auto", help="what steps a recurrent policy: cpu (compiled), "
                       "cpu-bfloat16 (faster, actions off by up to a few percent of their range) or torch; auto: cpu on "
