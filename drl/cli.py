@@ -36,8 +36,7 @@ def _run(arguments: list[str] | None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):  # how torch says it, on any device
             raise
-        _tell(f"the memory does not suffice ({(str(error) or 'MemoryError').splitlines()[0][:120]}); lower "
-              "--train.batch_size, --train.context or --model.width")
+        _tell(f"the memory does not suffice ({str(error)[:120]!r}); lower --train.batch_size or --model.width")
         return 2
     except BrokenPipeError:  # `drl ... | head`
         return 1
@@ -102,13 +101,15 @@ def evaluate(options) -> None:
     from drl import checkpoint as checkpoints
     from drl import evaluate as evaluation
     from drl import exported
-    from drl.tracker import Tracker
+    from drl.faults import EvaluationFailed
     from drl.resolve import resolve_device
+    from drl.tracker import Tracker
 
     run = Path(options.run)
     checkpoint, trace = exported.load(run)
     config = checkpoint.config
-    given = {name: options[name] for name in ("episodes", "seed", "environments") if options[name] is not None}
+    names = ("episodes", "seed", "environments", "patience")
+    given = {name: options[name] for name in names if options[name] is not None}
     if options.target_return is not None:
         given["target_returns"] = [options.target_return]
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **given))
@@ -117,20 +118,39 @@ def evaluate(options) -> None:
     device = resolve_device(options.device)
     policy = evaluation.MODES[mode](dataclasses.replace(checkpoint, config=config), device, options.engine)
     exported.check(policy, trace, run)
-    results = evaluation.evaluate(policy, mode=mode, step=checkpoint.step, environment=options.environment)
-    if checkpoints.exists(run):  # a run folder: keep the result beside the run
-        evaluation.store(results, run)
-        try:
-            with lock.held(run), Tracker(run, start=None) as tracker:
-                tracker.log(checkpoint.step, evaluation.tags(results))
-        except lock.Held as error:
-            print(f"drl: {error}; the scores are in {evaluation.FILE}, not in TensorBoard", file=sys.stderr)
-    if options.json:
+    try:
+        results = evaluation.evaluate(policy, mode=mode, step=checkpoint.step, environment=options.environment)
+    except EvaluationFailed as failure:
+        if failure.results:
+            _show(failure.results, checkpoint, options.json)
+        if checkpoints.exists(run):
+            try:
+                evaluation.store_failure(failure, run, checkpoint.step, mode)
+            except UserError as unkept:
+                raise UserError(f"{failure}; moreover, {unkept}") from failure
+        raise
+    try:  # what was played for minutes is shown, whether it can be kept or not
+        _show(results, checkpoint, options.json)
+    finally:
+        if checkpoints.exists(run):  # a run folder: keep the result beside the run
+            evaluation.store(results, run)
+            try:
+                with lock.held(run), Tracker(run, start=None) as tracker:
+                    tracker.log(checkpoint.step, evaluation.tags(results))
+            except lock.Held as error:
+                print(f"drl: {error}; the scores are in {evaluation.FILE}, not in TensorBoard", file=sys.stderr)
+
+
+def _show(results: list[dict[str, Any]], checkpoint, as_json: bool) -> None:
+    from drl import evaluate as evaluation
+
+    if as_json:
         print(json.dumps(results if len(results) > 1 else results[0]))
         return
     print(evaluation.table(results))
     print("score: 0 is random, 100 expert, by D4RL's reference returns")
     if (mean := checkpoint.dataset_return) is not None:
+        config = checkpoint.config
         print(f"the episodes of {config.dataset}: mean return {mean:.1f}{_scored(mean, config.environment)}")
 
 

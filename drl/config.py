@@ -138,13 +138,16 @@ class EvaluateConfig:
     environments: int = 100
     """environments stepped side by side; changes the speed only"""
 
+    patience: float = 60.0
+    """seconds that one reset or step of the environments or of the policy may take before an evaluation is given up"""
+
     mode: Literal["auto", "recurrent", "window"] = "auto"
     """recurrent: the state goes on; window: the last train.context steps are recomputed at each step; auto: recurrent
     where the attention allows"""
 
     def __post_init__(self):
         bounded(self, "evaluate")
-        positive(self, "evaluate", "episodes", "environments")
+        positive(self, "evaluate", "episodes", "environments", "patience")
         not_negative(self, "evaluate", "seed")
 
 

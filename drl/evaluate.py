@@ -1,14 +1,18 @@
-"""Evaluation: N seeded episodes, one policy, one score; results as the world sees them, and their file."""
+"""Evaluation: N seeded episodes, one policy, one score; results as the world sees them, and their file.
 
-import json
-import os
+An evaluation of which an episode could not be played has no score; the file counts it among the failures.
+"""
+
+import datetime
 import time
 from pathlib import Path
 from typing import Any
 
-from drl import scores
+from drl import disk, intact, scores
+from drl.config import Config
 from drl.errors import UserError
-from drl.foreign import checked, read_json
+from drl.faults import EvaluationFailed
+from drl.foreign import checked
 from drl.policy import RecurrentPolicy, WindowPolicy
 from drl.rollout import rollout
 from drl.versions import versions
@@ -16,9 +20,10 @@ from drl.versions import versions
 MODES = {"recurrent": RecurrentPolicy, "window": WindowPolicy}
 FILE = "evaluation.json"
 SIZE = 1 << 28  # bytes of it, at most
-KINDS = {"environment": str, "dataset": str, "seed": int, "step": int, "mode": str, "target_return": float,
-         "episodes": int, "normalized_score": float | None, "versions": dict[str, str], "seeds": list[int]}
-KEY = ("environment", "step", "mode", "target_return", "episodes", "seeds")  # tells one result of a run from another
+ONE = {"environment": str, "step": int, "mode": str, "target_return": float, "episodes": int}
+RESULT = ONE | {"seeds": list[int]}
+SCORED = {"dataset": str, "seed": int, "normalized_score": float | None, "versions": dict[str, str]}  # for a table
+FAILURE = ONE | {"environment_seed": int, "finished": int, "reason": str}
 
 
 def resolve_mode(mode: str, attention: str) -> str:
@@ -32,6 +37,9 @@ def evaluate(
     """One result per target return of the policy's config: a dict of plain numbers, ready for JSON.
 
     `normalized_score` is None where D4RL has no reference for the environment.
+
+    Raises:
+        EvaluationFailed: of one target return, not all episodes could be played; `results` has those before it.
     """
     config = policy.config.evaluate
     environment = environment or policy.config.environment
@@ -39,15 +47,20 @@ def evaluate(
     results = []
     for target in config.target_returns:
         start = time.perf_counter()
-        played = rollout(
-            policy,
-            environment,
-            target_return=target,
-            episodes=config.episodes,
-            seed=config.seed,
-            environments=config.environments,
-            label=label,
-        )
+        try:
+            played = rollout(
+                policy,
+                environment,
+                target_return=target,
+                episodes=config.episodes,
+                seed=config.seed,
+                environments=config.environments,
+                patience=config.patience,
+                label=label,
+            )
+        except EvaluationFailed as failure:
+            failure.results = results
+            raise
         seconds = time.perf_counter() - start
         score = None if reference is None else scores.normalized_score(played.returns, reference)
         results.append(
@@ -77,14 +90,14 @@ def evaluate(
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line per result, under a header, for a terminal."""
+    """One line per result, under a header, and what the score means, for a terminal."""
     names = f"{'environment':<16}{'mode':<11}{'target':>8}{'episodes':>9}{'return':>10}{'+-':>8}"
     lines = [f"{names}{'length':>8}{'score':>8}"]
     for r in results:
         score = "-" if r["normalized_score"] is None else f"{r['normalized_score']:.1f}"
         lines.append(f"{r['environment']:<16}{r['mode']:<11}{r['target_return']:>8g}{r['episodes']:>9}"
                      f"{r['return_mean']:>10.1f}{r['return_std']:>8.1f}{r['episode_length']:>8.1f}{score:>8}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "score: 0 is random, 100 expert, by D4RL's reference returns"])
 
 
 def tags(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -100,36 +113,93 @@ def tags(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def store(results: list[dict[str, Any]], run: Path) -> Path:
-    """Put results into <run>/evaluation.json beside those of another step, mode, target, environment or seed."""
-    path = run / FILE
-    earlier = read(run, *KEY)
-    fresh = {_key(result) for result in results}
-    kept = [result for result in earlier if _key(result) not in fresh]
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)  # it may be a link to another file
-    partial.write_text(json.dumps({"format": 1, "results": kept + results}) + "\n")
-    os.replace(partial, path)
+    """Put results into <run>/evaluation.json beside those of another step, mode, target, environment or seed; that the
+    same evaluation failed before is forgotten.
+
+    Raises:
+        UserError: the file there is damaged, a number is not finite, or the disk refuses; the file is as it was.
+    """
+    return _put(results, [], run)
+
+
+def store_failure(failure: EvaluationFailed, run: Path, step: int, mode: str) -> Path:
+    """Count a failed evaluation in <run>/evaluation.json, and put there what it scored before.
+
+    Raises:
+        UserError: as `store`.
+    """
+    told = {
+        "environment": failure.environment,
+        "step": step,
+        "mode": mode,
+        "target_return": failure.target_return,
+        "episodes": failure.episodes,
+        "environment_seed": failure.seed,
+        "finished": failure.finished,
+        "reason": failure.reason,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return _put(failure.results, [told], run)
+
+
+def _put(results: list[dict[str, Any]], failures: list[dict[str, Any]], run: Path) -> Path:
+    path, done = run / FILE, set(map(_key, results))
+    cure = "make room, or have the folder writable, then type the same again"
+    with disk.refusal_told(run, "the evaluation", cure), disk.locked(run):
+        before, replaced = _read(run), done | set(map(_key, failures))
+        fields = {
+            "format": 1,
+            "results": [result for result in before["results"] if _key(result) not in done] + results,
+            "failures": [failure for failure in before["failures"] if _key(failure) not in replaced] + failures,
+        }
+        try:
+            intact.write_sealed(path, fields)
+        except ValueError as error:
+            raise UserError(f"the evaluation is not put into {path}: a number of it is not finite; look at its returns "
+                            "with: drl evaluate --json") from error
     return path
 
 
-def _key(result: dict[str, Any]) -> tuple:
-    *names, seeds = KEY
-    return (*(result[name] for name in names), *result[seeds][:1])
+def _key(told: dict[str, Any]) -> tuple:
+    """What tells evaluations apart, successes and failures alike."""
+    return (*(told[name] for name in ONE), *(told["seeds"][:1] if "seeds" in told else [told["environment_seed"]]))
 
 
-def read(run: Path, *needed: str) -> list[dict[str, Any]]:
-    """The results in <run>/evaluation.json, each with what is `needed` of KINDS; none if there is no such file.
+def is_stored(run: Path, config: Config, step: int) -> bool:
+    """Whether the results that `evaluate` gives for a config after `step` updates are in <run>/evaluation.json."""
+    asked, mode = config.evaluate, resolve_mode(config.evaluate.mode, config.model.attention)
+    keys = {(config.environment, step, mode, target, asked.episodes, asked.seed) for target in asked.target_returns}
+    return keys <= set(map(_key, read(run)))
+
+
+def read(run: Path, kinds: dict[str, Any] = {}) -> list[dict[str, Any]]:
+    """The results in <run>/evaluation.json; none if there is no such file.
+
+    Args:
+        kinds: what each result must have beyond what tells it from others, as `foreign.checked` takes it.
 
     Raises:
         UserError: the file is not what `store` writes.
     """
-    path = run / FILE
+    return _read(run, kinds)["results"]
+
+
+def read_failures(run: Path) -> list[dict[str, Any]]:
+    """The evaluations that failed and did not succeed since, the last failure of each. Raises UserError as `read`."""
+    return _read(run)["failures"]
+
+
+def _read(run: Path, kinds: dict[str, Any] = {}) -> dict[str, list[dict[str, Any]]]:
+    path, cure = run / FILE, f"move it away and type: drl evaluate {run}"
     if not path.exists():
-        return []
+        return {"results": [], "failures": []}
+    what = f"evaluation file {path}"
     try:
-        results = checked(read_json(path, "evaluation", SIZE), "it", {"results": list[dict]})["results"]
-        for result in results:
-            checked(result, "a result", {name: KINDS[name] for name in needed})
+        fields = intact.read_sealed(path, "evaluation", unsealed=True, most=SIZE)
+        told = checked({"failures": []} | fields, what, {"results": list[dict], "failures": list[dict]})
+        for name, needed in (("results", RESULT | kinds), ("failures", FAILURE)):
+            for one in told[name]:
+                checked(one, f"{what}, one of its {name},", needed)
     except UserError as error:
-        raise UserError(f"{path} is not an evaluation ({error}); delete it and type: drl evaluate {run}") from error
-    return results
+        raise UserError(f"{error}; {cure}") from error
+    return told

@@ -22,6 +22,15 @@ YAML, JSON = 1_000_000, 16_000_000  # bytes of a file, at most
 DEPTH = 20  # of lists and mappings inside one another
 LARGEST = 2**53  # beyond it a float, and many a reader of JSON, skips integers
 TEXT = 1000  # characters of a string in `checked`
+ARGUMENT = 10_000  # characters of an argument
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raises UserError where an argument of a command is no line, or a long one."""
+    for argument in arguments:
+        if len(argument) > ARGUMENT or CONTROL.search(argument):
+            raise UserError(f"an option must be one line of at most {ARGUMENT} characters, got {shown(argument)}")
 
 
 def open_regular(path: Path, what: str, most: int, *, follow: bool = False) -> BinaryIO:

@@ -21,8 +21,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Format = Literal["safetensors", "pt2", "onnx"]
 FeatureMap = Literal["elu1", "identity"]
 WINDOW_NOTE = "recurrent: the state goes on; window: the last K steps are recomputed; auto: what the attention allows"
-OPTION, LINE = 10_000, 400  # characters of an option and of a message, at most
-CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+LINE = 400  # characters of a message, at most
 HIDDEN = {"help", "print_config", "print_shtab", "verb"}
 
 
@@ -41,9 +40,7 @@ class Parser(ArgumentParser):
     """jsonargparse's, with messages of one line that say what to type."""
 
     def parse_args(self, args=None, *rest, **named):
-        for argument in sys.argv[1:] if args is None else args:
-            if len(argument) > OPTION or CONTROL.search(argument):
-                raise UserError(f"an option must be one line of at most {OPTION} characters, got {shown(argument)}")
+        foreign.check_arguments(sys.argv[1:] if args is None else args)
         return super().parse_args(args, *rest, **named)
 
     def error(self, message: str, *_: Any, **__: Any):
@@ -77,13 +74,15 @@ def build() -> Parser:
     verb.add_argument("run", type=str, help="run, checkpoint or exported policy")
     verb.add_argument("--mode", type=Mode, default="auto", help=WINDOW_NOTE)
     verb.add_argument("--episodes", type=int | None, default=None, help="episodes (default: the run's config)")
-    verb.add_argument("--seed", type=int | None, default=None, help="environment seed of the first episode; episode i "
-                      "takes seed + i (default: the run's config)")
+    verb.add_argument("--seed", type=int | None, default=None, help="of the first episode's environment; episode i has "
+                      "seed + i (default: the run's config)")
     verb.add_argument("--target_return", type=float | None, default=None, help="return asked for, in the "
                       "environment's units (default: the run's config)")
     verb.add_argument("--environment", type=str, default="", help="Gymnasium id (default: the run's)")
-    verb.add_argument("--environments", type=int | None, default=None, help="environments side by side; changes the "
-                      "speed only (default: the run's config)")
+    verb.add_argument("--environments", type=int | None, default=None, help="side by side; changes the speed only "
+                      "(default: the run's config)")
+    verb.add_argument("--patience", type=float | None, default=None, help="seconds that a step may take before "
+                      "the evaluation is given up (default: the run's config)")
     verb.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     verb.add_argument("--engine", type=str, default="auto", help="what steps a recurrent policy: cpu (compiled), "
                       "cpu-bfloat16 (faster, actions off by up to a few percent of their range) or torch; auto: cpu on "

@@ -1,13 +1,15 @@
 """Report: from the JSON of finished runs to a table and a figure.
 
 A variant is what distinguishes two runs besides their seed: dataset, how it was trained, acting mode, updates, target
-return. A cell is the mean over seeds of each seed's mean score at its final checkpoint.
+return. A cell is the mean over seeds of each seed's mean score at its final checkpoint. An evaluation that failed is in
+no cell, and told under the table.
 """
 
 import dataclasses
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,6 @@ from drl.errors import UserError, shown
 BOOTSTRAP_SEED = 0
 SMOOTH = 5
 METRICS = 1 << 30  # bytes of a log, at most
-NEEDED = ("dataset", "seed", "step", "mode", "target_return", "episodes", "normalized_score", "versions")
 SAID = ("attention", "sampling", "updates", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
         "evaluate_every")
 
@@ -55,6 +56,9 @@ def report(runs: Path, figure: Path | None = None) -> str:
     """
     found = [(path.parent, read_config(path.parent / "config.yaml")) for path in sorted(runs.rglob(evaluation.FILE))]
     rows = _rows(found)
+    failures = [f"{run}: {_failed(failure)}" for run, _ in found for failure in evaluation.read_failures(run)]
+    if failures and not rows:
+        raise UserError(f"no scored run under {runs}, and evaluations that failed, {len(failures)}; {failures[0]}")
     if not rows:
         raise UserError(f"no evaluated run under {runs}; type: drl evaluate runs/hopper/medium-replay/seed-0")
     mujoco = set().union(*(row.versions.get("mujoco", {"unknown"}) for row in rows))
@@ -63,14 +67,22 @@ def report(runs: Path, figure: Path | None = None) -> str:
                         "do not share a table; name a folder with one of them")
     if figure is not None:
         _draw(rows, found, figure)
-    return _table(rows)
+    if not failures:
+        return _table(rows)
+    return "\n".join([_table(rows), "", f"Evaluations that failed and are in no cell, {len(failures)}:", "",
+                      *(f"- {failure}" for failure in failures)])
+
+
+def _failed(failure: dict[str, Any]) -> str:
+    return (f"step {failure['step']}, {failure['mode']}, target {failure['target_return']:g}, {failure['finished']} of "
+            f"{failure['episodes']} episodes finished, {failure['time']}: {failure['reason']}")
 
 
 def _rows(found: list[tuple[Path, Config]]) -> list[Row]:
     rows: dict[tuple, Row] = {}
     for run, config in found:
-        results = evaluation.read(run, *NEEDED)
-        final = max((result["step"] for result in results), default=0)
+        results = evaluation.read(run, evaluation.SCORED)
+        final = max((told["step"] for told in [*results, *evaluation.read_failures(run)]), default=0)
         for result in results:
             if result["step"] != final or result["normalized_score"] is None:
                 continue

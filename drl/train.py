@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule
 from drl.errors import UserError
+from drl.faults import EvaluationFailed
 from drl.parallel import Share
 from drl.progress import progress
 from drl.signals import Note, Stopped
@@ -116,7 +118,7 @@ class _Run:
             self.tracker.log(self.trainer.step, values)
 
     def owes_evaluation(self) -> bool:
-        """Whether it was stopped after an update that is to be evaluated, and before its scores were stored and logged."""
+        """Whether it was stopped after an update that is to be evaluated, and before the scores were kept."""
         due = self.trainer.step and _evaluates(self.trainer.step, self.trainer.config.train)
         return self.trainer.share.any(bool(due and self.tracker and not self._is_evaluated()))
 
@@ -136,6 +138,9 @@ class _Run:
                     results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
             except Stopped as stopped:  # the run owes it from here on
                 note.signal = stopped.signal
+            except EvaluationFailed as failure:  # training does not depend on it
+                print(f"drl: evaluation after update {step}: {failure}; training goes on", file=sys.stderr)
+                evaluation.store_failure(failure, self.folder, step, mode)
             else:
                 evaluation.store(results, self.folder)  # before the tags, which say that it is done
                 self.log(evaluation.tags(results))

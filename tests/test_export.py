@@ -268,7 +268,8 @@ def test_a_config_that_lacks_something_is_refused(policy, key):
     card = json.loads((policy / "config.json").read_text())
     (policy / "config.json").write_text(json.dumps({name: card[name] for name in card if name != key}))
     sign(policy)
-    assert f"is not what drl export writes: config.json is damaged: '{key}' is missing; export it again: drl export" in refusal(policy)
+    message = f"is not what drl export writes: config.json is damaged: '{key}' is missing; export it again: drl export"
+    assert message in refusal(policy)
 
 
 @pytest.mark.parametrize("change", [

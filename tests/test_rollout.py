@@ -1,6 +1,7 @@
 """A roll-out gives one return per episode, the same whatever plays beside it and on however many threads."""
 
 import os
+import re
 import signal
 import threading
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from mujoco.batch import SimulationError
 
-from drl import engine, envs
+from drl import engine, envs, envs_process
 from drl import rollout as rolling
 from drl.errors import UserError
+from drl.faults import EvaluationFailed
 from drl.players import LANE
 from drl.policy import RecurrentPolicy, WindowPolicy
 from drl.rollout import rollout
@@ -141,6 +143,8 @@ def test_the_target_return_is_asked_for():
 class Watched:
     """Environments that keep count of their steps and call `on_step`, if any, before each."""
 
+    row, apart = None, False
+
     def __init__(self, inner, on_step=None):
         self.inner, self.on_step, self.steps, self.ended = inner, on_step, 0, set()
         self.action_space, self.observation_space = inner.action_space, inner.observation_space
@@ -168,11 +172,11 @@ def watched(monkeypatch):
     def watch(on_step=None):
         each = []
 
-        def make(*arguments):
-            each.append(Watched(envs.make_envs(*arguments), on_step))
-            return each[-1]
+        def make(environment, count, players, threads, patience):
+            each.extend(Watched(envs.make_envs(environment, count, threads), on_step) for _ in range(players))
+            return each
 
-        monkeypatch.setattr(rolling, "make_envs", make)
+        monkeypatch.setattr(rolling, "make_apart", make)
         return each
 
     return watch
@@ -222,18 +226,19 @@ def test_the_threads_asked_for_are_shared_among_players_for_engine_and_physics_a
         return players(*arguments)
 
     players = rolling.players
-    monkeypatch.setattr(rolling, "make_envs", make)
+    monkeypatch.setattr(envs_process, "make_envs", make)
     monkeypatch.setattr(rolling, "players", made_players)
     play(made(kind), environments=32, threads=threads, episodes=32)
     assert (physics, policy) == (each, set(each))
 
 
-@pytest.mark.parametrize(("error", "message"), [
-    (SimulationError(np.array([3]), "overflow"), "MuJoCo raised in 1 simulations (3); simulation 3: overflow"),
-    (UserError("no such thing"), "no such thing"),
-    (KeyboardInterrupt("what was played is kept"), "what was played is kept"),
+@pytest.mark.parametrize(("error", "kind", "message"), [
+    (SimulationError(np.array([3]), "overflow"), EvaluationFailed,
+     r"Hopper-v5 raised SimulationError: MuJoCo raised in 1 simulations \(3\); simulation 3: overflow in step 1 of "
+     r"one of 16 episodes from \d+ \(seed \d+\); 0 of 200 episodes had been finished, .*"),
+    (KeyboardInterrupt("what was played is kept"), KeyboardInterrupt, "what was played is kept"),
 ])
-def test_what_a_thread_raises_ends_all_with_its_message(error, message, watched):
+def test_what_a_thread_raises_ends_all_with_its_message(error, kind, message, watched):
     both, failing = threading.Barrier(2), []
 
     def fail(some):
@@ -246,9 +251,9 @@ def test_what_a_thread_raises_ends_all_with_its_message(error, message, watched)
             failing[0].join()
 
     each = watched(fail)
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(kind) as caught:
         play(made("recurrent"), environments=200, threads=2, episodes=200)
-    assert str(caught.value) == message
+    assert re.fullmatch(message, str(caught.value))
     assert (each[0].steps, each[1].steps) == (LANE, 0)  # the step under way, and no other
 
 
@@ -275,10 +280,11 @@ class Broken(RecurrentPolicy):
 
 def test_an_action_that_is_not_finite_names_its_episode():
     # of four environments the second four hold episode 5; where nobody plays slot 5, nobody minds
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(EvaluationFailed) as caught:
         play(Broken(checkpoint(), engine="torch"), environments=4, episodes=8)
     assert str(caught.value) == (
-        "the policy's action in episode 5, step 3 is not finite; the weights or the observation are damaged"
+        "the policy's action in episode 5, step 3 is not finite; 4 of 8 episodes had been finished, and no score is "
+        "made of fewer than all; the weights or the observation are damaged; evaluate another checkpoint"
     )
 
 
@@ -286,7 +292,7 @@ def test_an_action_that_is_not_finite_names_its_episode():
 def test_damaged_weights_are_not_played(engine):
     damaged = checkpoint()
     damaged.weights["head.bias"][0] = torch.nan
-    with pytest.raises(UserError, match="action in episode 0, step 0 is not finite"):
+    with pytest.raises(EvaluationFailed, match="action in episode 0, step 0 is not finite"):
         play(RecurrentPolicy(damaged, engine=engine), episodes=2)
 
 
@@ -301,11 +307,22 @@ def test_physics_that_are_not_finite_name_their_episode(kind, monkeypatch):
         return result
 
     monkeypatch.setattr(envs.MujocoEnvs, "step", diverged)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(EvaluationFailed) as caught:
         play(made(kind), episodes=3)
-    assert str(caught.value) == (
-        "the environment's answer in episode 1, step 4 is not finite; its physics diverged"
-    )
+    assert caught.value.reason == "Hopper-v5 answered with what is not finite in step 4 of episode 1 (seed 301)"
+
+
+def test_a_last_reward_of_the_physics_that_is_not_finite_makes_no_score(monkeypatch):
+    step = envs.MujocoEnvs.step
+
+    def diverged(self, rows, actions):
+        result = step(self, rows, actions)
+        result.rewards[result.terminated & (rows == 1)] = np.nan
+        return result
+
+    monkeypatch.setattr(envs.MujocoEnvs, "step", diverged)
+    with pytest.raises(EvaluationFailed, match=r"^Hopper-v5 answered with what is not finite in step \d+ of episode 1"):
+        play(made("recurrent"), episodes=3)
 
 
 def test_an_environment_of_other_dimensions_is_refused():
