@@ -199,7 +199,7 @@ def _read(run: Path, kinds: dict[str, Any] = {}) -> dict[str, list[dict[str, Any
         told = checked({"failures": []} | fields, what, {"results": list[dict], "failures": list[dict]})
         for name, needed in (("results", RESULT | kinds), ("failures", FAILURE)):
             for one in told[name]:
-                checked(one, f"{what}, one of its {name},", needed)
+                checked(one, f"{what} (one of its {name})", needed)
     except UserError as error:
         raise UserError(f"{error}; {cure}") from error
     return told
