@@ -23,7 +23,7 @@ from drl.export import export
 from drl.train import resolve, train
 
 PROMISE = "a damaged file is refused in one line, made anew, or an older one is taken and said so"
-TRIALS, SECONDS = (200, 6), (150, 15)
+TRIALS, SECONDS = (200, 4), (120, 5)
 CUTS = {"0 bytes left": 0, "1 byte left": 1, "10 bytes left": 10, "half left": 0.5, "the last byte missing": -1}
 
 

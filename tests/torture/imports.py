@@ -1,5 +1,7 @@
 """All that `drl` imports on its way, so that who is forked from here has it: nothing is computed, no thread begins."""
 
+import gymnasium.envs.classic_control  # noqa: F401
+import torch._dynamo  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 
 import drl.card  # noqa: F401

@@ -12,8 +12,8 @@ from torture.processes import drl
 from torture.trial import Trial
 
 PROMISE = "a killed run loses at most one save interval and ends with the bits of an undisturbed one"
-TRIALS, SECONDS = (100, 10), (800, 20)
-UPDATES = (6000, 300)
+TRIALS, SECONDS = (100, 5), (800, 15)
+UPDATES = (6000, 160)
 WITHIN = (5.0, 2.0)  # seconds in which kills at no particular moment come
 
 
@@ -29,12 +29,12 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
             with drl(toy.train(place, train_updates=updates), folder / "said", real=not short) as process:
                 process.wait()
         yield _ended("two undisturbed runs", process, undisturbed, began)
-        left, number = trials, 0
+        left, number, pace = trials, 0, updates / trials
         while left:
             number += 1
             run = _Run(folder / f"run-{number}", folder / "said", updates, number, not short)
             began = time.monotonic()
-            while left and run.go_on(rng, WITHIN[short]):
+            while left and run.go_on(rng, WITHIN[short], pace):
                 left -= 1
             if not left:
                 run.finish()
@@ -62,10 +62,10 @@ class _Run:
     status: int | None = None
     told: list[str] = field(default_factory=list)
 
-    def go_on(self, rng: np.random.Generator, within: float) -> bool:
-        """Start, kill at a moment drawn from `rng`; False: the run ended before that."""
+    def go_on(self, rng: np.random.Generator, within: float, pace: float) -> bool:
+        """Start, kill at a moment drawn as Moments.draw does; False: the run ended before that."""
         began, since = time.monotonic(), time.time()
-        name, come = watch.Moments(self.folder).draw(rng, within)
+        name, come = watch.Moments(self.folder).draw(rng, within, pace)
         before = toy.newest(self.folder)
         with self._start() as process:
             if not come(process):

@@ -14,7 +14,7 @@ from torture.processes import Hook, drl
 from torture.trial import Trial
 
 PROMISE = "a run stopped after any update goes on as if it had not been"
-TRIALS, SECONDS = (80, 10), (120, 25)
+TRIALS, SECONDS = (80, 5), (120, 10)
 UPDATES, SAVE = 40, 20
 STOPS = {"after the first update": 1, "in the middle": 13, "at a save": SAVE, "before the last update": UPDATES - 1,
          "after the last update": UPDATES}

@@ -13,11 +13,11 @@ from torture.trial import Trial
 from drl import disk
 
 PROMISE = "asked to end, drl ends within 10 s with status 128 + signal, and no update is lost"
-TRIALS, SECONDS = (63, 12), (180, 25)
+TRIALS, SECONDS = (63, 7), (180, 15)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LIMIT, AT_ONCE = 10.0, 1.0  # seconds to end in, after one signal and after a second one
-UPDATES = 200
-PHASES = {"training": ("logging", 100), "evaluating": ("evaluating", 3), "saving": ("saving", 5)}  # moments, how often
+UPDATES = 100
+PHASES = {"training": ("logging", 70), "evaluating": ("evaluating", 3), "saving": ("saving", 4)}
 
 
 def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Iterator[Trial]:
@@ -35,7 +35,7 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
         storm.prepare()
         for index in range(trials):
             kind = list(kinds)[index % len(kinds)]
-            number = SIGNALS[index // len(kinds) % len(SIGNALS)]
+            number = SIGNALS[index % len(SIGNALS)]
             began = time.monotonic()
             ok, detail, numbers = kinds[kind](number)
             yield Trial("signals", kind, ok, f"{number.name}: {detail}", time.monotonic() - began, numbers)
@@ -79,7 +79,7 @@ class _Storm:
         """The second signal follows so soon that the first is still being answered."""
         run = self._place()
         with self._drl(self._train(run)) as process:
-            watch.until(process, watch.Moments(run).changes["saving"], int(self._rng.integers(1, 5)))
+            watch.until(process, watch.Moments(run).changes["saving"], int(self._rng.integers(1, 4)))
             process.send(number)
             watch.wait(process, self._rng.uniform(0, 0.01))
             began = time.monotonic()

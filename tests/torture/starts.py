@@ -15,7 +15,7 @@ from torture.processes import LIMIT, Drl, drl, fork
 from torture.trial import Trial
 
 PROMISE = "of all that start on one run at once one trains; the others end with status 2 and name its process"
-TRIALS, SECONDS = (100, 20), (60, 15)
+TRIALS, SECONDS = (100, 20), (60, 10)
 UPDATES = 60
 HELD = 60.0  # seconds at most that whoever trains is held at its first update
 TIME = re.compile(r"\b\d{1,2}:\d{2}\b")

@@ -49,8 +49,8 @@ def phase(run: Path, process: Drl, since: float) -> str:
 
 
 def until(process: Drl, change: Callable[[], Hashable], times: int) -> bool:
-    """Wait, without sleeping, until `change` has given something new that is not empty so many times; False: the
-    process ended before."""
+    """Wait until `change` has given something new that is not empty so many times, looking thousands of times a second;
+    False: the process ended before."""
     before, end = change(), time.monotonic() + LIMIT
     while times:
         now = change()
@@ -59,6 +59,7 @@ def until(process: Drl, change: Callable[[], Hashable], times: int) -> bool:
             before = now
         elif process.status is not None or time.monotonic() > end:
             return False
+        time.sleep(1e-4)
     return True
 
 
@@ -88,14 +89,16 @@ class Moments:
             "saved": lambda: self._names(""),
         }
 
-    def draw(self, rng: np.random.Generator, within: float) -> tuple[str, Callable[[Drl], bool]]:
-        """A moment to wait for: any within so many seconds, or a random one of the above and up to 5 ms."""
+    def draw(self, rng: np.random.Generator, within: float, pace: float) -> tuple[str, Callable[[Drl], bool]]:
+        """A moment to wait for: any within so many seconds, or a random one of the above and up to 5 ms (20 ms where
+        what begins takes longer), on average after about `pace` updates."""
         name = str(rng.choice(["any", "any", *self.changes]))
         if name == "any":
             seconds = rng.uniform(0, within)
             return name, lambda process: wait(process, seconds)
-        often = {"resuming": 1, "logging": 150, "evaluating": 4, "evaluated": 4}.get(name, 8)
-        times = int(rng.integers(1, often + 1))
+        apart = {"logging": "log", "evaluating": "evaluate", "evaluated": "evaluate"}.get(name, "checkpoint")
+        most = 1 if name == "resuming" else max(1, int(2 * pace / toy.SETTINGS[f"train.{apart}_every"]))
+        times = int(rng.integers(1, most + 1))
         later = rng.uniform(0, 0.02 if name in ("resuming", "evaluating") else 0.005)
         change = self.changes[name]
         return name, lambda process: until(process, change, times) and wait(process, later)
