@@ -85,7 +85,7 @@ def test_files_that_nobody_checks_fail_the_flips(storm, monkeypatch):
     monkeypatch.setattr(disk, "require_intact", lambda *_: None)
     trials = storm(flips, 1)
     assert len(trial.failures(trials)) > 5
-    assert {"checkpoint training.safetensors", "exported policy trace.safetensors"} <= {
+    assert {"checkpoint: training.safetensors", "exported policy: trace.safetensors"} <= {
         done.kind for done in trial.failures(trials)}
 
 

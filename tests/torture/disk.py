@@ -94,7 +94,7 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
         subprocess.run([*NAMESPACE, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         for disk, name in mounted:
-            yield Trial("disk", f"{disk}, {name}", None, "nothing can be mounted here")
+            yield Trial("disk", f"{disk}: {name}", None, "nothing can be mounted here")
         return
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | FINDABLE) as child:
         for line in child.stdout:
@@ -116,7 +116,7 @@ def _prepare(folder: Path) -> None:
     """<folder>/ready: two datasets, a run that is half done, its evaluation, and its policy; <folder>/undisturbed: the
     same run, done."""
     ready = folder / "ready"
-    toy.dataset(ready)
+    toy.dataset()
     half = _train(ready)
     commands = [
         WRITES["dataset"].arguments(ready), half,
@@ -176,7 +176,7 @@ def _try(disk: str, name: str, folder: Path, place: Path, rng: np.random.Generat
             subprocess.run(["umount", "--lazy", str(place)], check=False)
         shutil.rmtree(place)
         shutil.rmtree(place.with_name("elsewhere"), ignore_errors=True)
-    return Trial("disk", f"{disk}, {name}", ok, detail, time.monotonic() - began, {"bytes": limit})
+    return Trial("disk", f"{disk}: {name}", ok, detail, time.monotonic() - began, {"bytes": limit})
 
 
 def _judge(name: str, process, place: Path, undisturbed: Path, told: bool) -> tuple[bool, str]:

@@ -30,7 +30,7 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
     """`drl evaluate` of a random policy where a random step of the first or second episode fails."""
     run = folder / "run"
     with toy.root(folder):
-        toy.dataset(folder)
+        toy.dataset()
         settings = {"patience": PATIENCE, "target_returns": [toys.TARGET], "episodes": 4, "environments": 2}
         known = {name: value for name, value in settings.items() if name in EvaluateConfig.__dataclass_fields__}
         checkpoints.save(toys.checkpoint(toys.ENVIRONMENT, **known), run, keep=1)

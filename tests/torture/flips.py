@@ -16,11 +16,11 @@ from torture.trial import Trial
 
 from drl import checkpoint as checkpoints
 from drl import exported
-from drl.config import Config, read_config
+from drl.cli import main
+from drl.config import read_config
 from drl.data import minari_files, packed
 from drl.errors import UserError
 from drl.export import export
-from drl.train import resolve, train
 
 PROMISE = "a damaged file is refused in one line, made anew, or an older one is taken and said so"
 TRIALS, SECONDS = (200, 4), (120, 5)
@@ -31,42 +31,39 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
     """Flip so many single bits of every file, one at a time, and cut, blank, remove and add files. In this process;
     what passes unnoticed counts as kept only where all that was loaded is bit for bit what it was before."""
     with toy.root(folder):
-        toy.dataset(folder)
+        toy.dataset(episodes=6)  # to be packed anew hundreds of times
         for place, pattern, load, kind in _places(folder):
             expected = load()
             for file in sorted(place.glob(pattern)):
                 content = file.read_bytes()
                 for name, damaged, numbers in _damages(content, trials, rng):
-                    yield _try(f"{kind} {file.name}", name, file, content, damaged, load, expected, numbers)
+                    yield _try(f"{kind}: {file.name}", name, file, content, damaged, load, expected, numbers)
             extra = place / "extra"
-            yield _try(kind, "an extra file", extra, None, b"extra", load, expected, {})
+            yield _try(f"{kind}: an extra file", "an extra file", extra, None, b"extra", load, expected, {})
 
 
 def _places(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Any], str]]:
     """Folders, which of their files are damaged, what loads them, and what they are called."""
-    store = minari_files.read(toys.ID)
     run = folder / "run"
-    settings = {"train.updates": 3, "train.checkpoint_every": 2, "train.evaluate_every": 0, "evaluate.episodes": 1}
-    tree = {"dataset": toys.ID, "model": {}, "train": {}, "evaluate": {}}
-    for key, value in (toy.SETTINGS | settings).items():
-        group, _, name = key.rpartition(".")
-        (tree[group] if group else tree)[name] = value
-    train(resolve(Config.from_dict(tree), store), store, run)
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(toy.train(run, train_updates=3, train_checkpoint_every=2, train_evaluate_every=0))
     newest = toy.steps(run)[3]
     yield newest, "*", lambda: checkpoints.load(newest), "checkpoint"
-    yield newest, "*", lambda: checkpoints.load(run), "run, newest checkpoint's"
+    yield newest, "*", lambda: checkpoints.load(run), "a run's newest checkpoint"
     policy = folder / "policy"
     export(newest, policy)
     yield policy, "*", lambda: exported.load(policy), "exported policy"
     yield minari_files.path(toys.ID) / packed.NAME, "*", lambda: minari_files.read(toys.ID), "packed copy"
-    yield run, "config.yaml", lambda: _resumed(run), "run"
+    yield run, "config.yaml", lambda: _resumed(run), "a run"
 
 
 def _resumed(run: Path) -> tuple[Any, ...]:
     """What `drl train --resume --run` goes by: the stored config, and the checkpoint that it must fit."""
-    config = read_config(run / "config.yaml")
-    store = minari_files.read(config.dataset)
-    return config, checkpoints.load(train(resolve(config, store), store, run, resume=True))
+    heard = io.StringIO()
+    with contextlib.redirect_stderr(heard):
+        if main(["train", "--resume", "--run", str(run)]):
+            raise UserError("\n".join(_told(heard)))
+    return read_config(run / "config.yaml"), checkpoints.load(run)
 
 
 def _damages(content: bytes, flips: int, rng: np.random.Generator) -> Iterator[tuple[str, bytes | None, dict]]:
@@ -91,7 +88,7 @@ def _try(kind, name, file: Path, content: bytes | None, damaged: bytes | None, l
     try:
         with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
             loaded = load()
-        told = [line for line in heard.getvalue().splitlines() if line and "%|" not in line]
+        told = _told(heard)
         same = equal(loaded, expected)
         if same:
             ok, detail = True, "made anew, with a line" if told else "without effect"
@@ -108,6 +105,11 @@ def _try(kind, name, file: Path, content: bytes | None, damaged: bytes | None, l
     if not ok:
         detail = f"{name}: {detail}"
     return Trial("flips", kind, ok, detail, time.monotonic() - began, numbers)
+
+
+def _told(heard: io.StringIO) -> list[str]:
+    """The lines that are no progress bars."""
+    return [line for line in heard.getvalue().splitlines() if line and "%|" not in line]
 
 
 def _older(loaded: Any, expected: Any) -> bool:

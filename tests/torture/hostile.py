@@ -28,7 +28,7 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
         yield Trial("hostile", "the table", None, f"there is no {TABLE}")
         return
     with toy.root(folder):
-        toy.dataset(folder)
+        toy.dataset()
         for number, (name, make) in enumerate(table.hostile_inputs()):
             if number == trials:
                 break

@@ -15,6 +15,7 @@ PROMISE = "a killed run loses at most one save interval and ends with the bits o
 TRIALS, SECONDS = (100, 5), (800, 15)
 UPDATES = (6000, 160)
 WITHIN = (5.0, 2.0)  # seconds in which kills at no particular moment come
+WHOLE = 900.0  # seconds: a whole run that takes longer hangs
 
 
 def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Iterator[Trial]:
@@ -23,11 +24,11 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
     updates = UPDATES[short]
     undisturbed = [folder / name for name in ("undisturbed", "again")]
     with toy.root(folder):
-        toy.dataset(folder)
+        toy.dataset()
         for place in undisturbed:
             began = time.monotonic()
             with drl(toy.train(place, train_updates=updates), folder / "said", real=not short) as process:
-                process.wait()
+                process.wait(WHOLE)
         yield _ended("two undisturbed runs", process, undisturbed, began)
         left, number, pace = trials, 0, updates / trials
         while left:
@@ -92,7 +93,7 @@ class _Run:
         """Go on, undisturbed."""
         before = toy.newest(self.folder)
         with self._start() as process:
-            process.wait()
+            process.wait(WHOLE)
             self._ends(process, before)
 
     def _start(self):

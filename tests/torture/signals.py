@@ -49,7 +49,7 @@ class _Storm:
         self._undisturbed = folder / "undisturbed"
 
     def prepare(self) -> None:
-        toy.dataset(self._folder)
+        toy.dataset()
         with self._drl(self._train(self._undisturbed)) as process:
             process.wait()
 

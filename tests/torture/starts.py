@@ -25,7 +25,7 @@ def run(trials: int, folder: Path, rng: np.random.Generator, short: bool) -> Ite
     """Half of the trials start on a run that nobody has begun, half where a dead process has left its lock file. The
     processes are forked from one that has imported everything, and let go when all of them stand at the line."""
     with toy.root(folder):
-        toy.dataset(folder)
+        toy.dataset()
         undisturbed = folder / "undisturbed"
         with drl(toy.train(undisturbed, train_updates=UPDATES), folder / "said") as process:
             process.wait()
@@ -81,7 +81,7 @@ def _at_once(kind: str, count: int, place: Path, folder: Path, undisturbed: Path
     found = [f"{len(trained)} of {count} trained, statuses {sorted(set(statuses), key=str)}"] if not winner else []
     if not found:
         found = toy.differences(place, undisturbed)
-    yield Trial("starts", f"{kind}, the end", not found, "; ".join(found)[:300] or "one trained, and no bit differs",
+    yield Trial("starts", f"{kind}: the end", not found, "; ".join(found)[:300] or "one trained, and no bit differs",
                 time.monotonic() - began, {"starts": count})
 
 

@@ -22,8 +22,8 @@ SETTINGS = {
 }
 
 
-def dataset(folder: Path, episodes: int = 30) -> None:
-    """Write the toy dataset below `folder`, which is made the datasets root of every process from now on."""
+def dataset(episodes: int = 30) -> None:
+    """Write the toy dataset below the datasets root of the moment."""
     minari_writer.write(toys.ID, toys.recorded([40] * episodes), environment=toys.ENVIRONMENT, algorithm="noise",
                         reference=None, description="", extra={})
 

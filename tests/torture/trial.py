@@ -13,7 +13,8 @@ class Trial:
 
     Attributes:
         storm: the module's name.
-        kind: what was done, e.g. the phase that a kill hit, or the file that was damaged.
+        kind: what was done, e.g. the phase that a kill hit, or the file that was damaged; what stands before a colon is
+            what the figure and the table go by.
         ok: whether the promise was kept; None: it could not be tried on this machine.
         detail: what was seen, in a few words; of a failure, enough to know it again.
         seconds: that it took.
@@ -26,6 +27,11 @@ class Trial:
     detail: str = ""
     seconds: float = 0.0
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """Its kind, in short."""
+        return self.kind.partition(": ")[0]
 
     def row(self) -> list[Any]:
         """All but the storm, for JSON."""
@@ -49,7 +55,7 @@ def table(storms: Mapping[str, tuple[str, list[Trial]]]) -> str:
     for name, (promise, trials) in storms.items():
         tried = [trial for trial in trials if trial.ok is not None]
         missed = f", {len(trials) - len(tried)} not run" if len(tried) < len(trials) else ""
-        kinds = Counter(trial.kind for trial in tried)
+        kinds = Counter(trial.group for trial in tried)
         seen = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         lines.append(f"| {name} | {promise} | {len(tried)}{missed} | {len(failures(trials))} | {seen} | "
                      f"{_extent(tried)} |")
