@@ -1,11 +1,14 @@
 """The storms of scripts/torture count what is broken as broken, and little storms of them pass."""
 
-import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import shutil
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,24 +17,24 @@ from torture import __main__ as tool
 from torture.processes import drl
 from torture.trial import Trial
 
-from drl import disk
+from drl import checkpoint as checkpoints
+from drl.errors import UserError
 
 KEPT, BROKEN = Trial("kills", "training", True, "fine", 1.0, {"update": 40, "lost": 3}), Trial("kills", "saving", False)
 MISSED = Trial("disk", "a full disk", None, "nothing can be mounted here")
 
 
-@contextlib.contextmanager
-def in_place(target):
-    """A disk.whole that fills the folder where it stands, and takes its time."""
-    target.mkdir(parents=True)
-    yield target
-    time.sleep(30)
-    disk.write_json(target / disk.MANIFEST, {path.name: disk.sha256(path) for path in sorted(target.iterdir())})
+def purge_first() -> None:
+    """A hook for a process that removes what stands before it writes, at its second checkpoint, and takes its time."""
+    save = checkpoints.save
 
+    def broken(checkpoint, run, *settings):
+        if checkpoint.step == 20:
+            return save(checkpoint, run, *settings)
+        shutil.rmtree(run / "checkpoints")
+        time.sleep(60)
 
-def write_in_place() -> None:
-    """A hook for processes whose checkpoints are not whole when they are seen."""
-    disk.whole = in_place
+    checkpoints.save = broken
 
 
 @pytest.fixture
@@ -39,6 +42,8 @@ def storm(tmp_path, monkeypatch):
     """Run a storm of some size to its end; its failures come first."""
     monkeypatch.setattr(kills, "UPDATES", (60, 60))
     monkeypatch.setattr(signals, "UPDATES", 60)
+    monkeypatch.setattr(signals, "PHASES", {"training": ("logging", 20), "evaluating": ("evaluating", 2),
+                                            "saving": ("saving", 3)})
 
     def run(module, count: int) -> list[Trial]:
         trials = list(module.run(count, tmp_path, np.random.default_rng(0), True))
@@ -66,37 +71,53 @@ def test_a_run_is_the_same_after_three_kills(storm, monkeypatch):
     assert all(done.numbers["lost"] <= 20 for done in trials if done.numbers)
 
 
-def test_checkpoints_written_in_place_fail_the_kills(storm, monkeypatch, tmp_path):
-    """The processes that are to be killed write in place; the undisturbed run does not."""
-    def start(arguments, folder, real):
-        broken = str(tmp_path / "run-") in " ".join(arguments)
-        return drl(arguments, folder, hook=write_in_place if broken else None)
+def test_checkpoints_that_are_removed_too_early_fail_the_kills(storm, monkeypatch):
+    """The process that is killed removes them; the undisturbed runs and the start after it do not."""
+    hooks = iter([None, None, purge_first])
+    monkeypatch.setattr(kills, "drl", lambda *arguments, real: drl(*arguments, hook=next(hooks, None)))
 
-    monkeypatch.setattr(kills, "drl", start)
-    moments(monkeypatch, "saved")
+    def draw(self, *_):
+        return "purged", functools.partial(watch.until, times=1, change=lambda: (
+            watch.logged(self._run) == 40 and not toy.steps(self._run)))
 
-    failed = {done.kind: done.detail for done in trial.failures(storm(kills, 1))}
+    monkeypatch.setattr(watch.Moments, "draw", draw)
 
-    assert "the end" in failed and len(failed) == 2
-    assert any("the next start goes on not at all: drl: " in detail for detail in failed.values()), failed
+    failed = trial.failures(storm(kills, 1))
+
+    assert [done.numbers["lost"] for done in failed] == [40]
+    assert failed[0].detail == "purged: update 40, goes on from 0; more than 20"
+
+
+def test_a_start_that_forgets_where_it_was_fails_the_kills():
+    run = kills._Run(Path("run"), Path("said"), 60, 1, False, [KEPT, KEPT], unproven=1)
+    run._prove(SimpleNamespace(status=0, said="training:   0%|   | 0/60 [", told=[]), 40)
+    assert [done.ok for done in run.kills] == [True, False]
+    assert run.kills[1].detail == "fine; the next start goes on from 0"
 
 
 def test_files_that_nobody_checks_fail_the_flips(storm, monkeypatch):
-    monkeypatch.setattr(disk, "require_intact", lambda *_: None)
-    trials = storm(flips, 1)
-    assert len(trial.failures(trials)) > 5
-    assert {"checkpoint: training.safetensors", "exported policy: trace.safetensors"} <= {
-        done.kind for done in trial.failures(trials)}
+    load, places, loaded = checkpoints.load, flips._places, []
 
+    def careless(folder):
+        try:
+            loaded.append(load(folder))
+            return loaded[-1]
+        except UserError:
+            return dataclasses.replace(loaded[-1], dataset_return=0.0)
 
-def test_a_little_storm_of_flips_is_noticed(storm):
+    monkeypatch.setattr(checkpoints, "load", careless)
+    monkeypatch.setattr(flips, "_places", lambda folder: itertools.islice(places(folder), 1))
+
     trials = storm(flips, 1)
-    assert not trial.failures(trials), trial.failures(trials)[0].detail
-    assert len(trials) > 100
+
+    assert {done.kind for done in trial.failures(trials)} >= {f"checkpoint: {name}" for name in (
+        "model.safetensors", "training.safetensors", "checkpoint.json", "manifest.json")}
+    assert {done.detail for done in trial.failures(trials)} >= {"a flipped bit: silent", "missing: silent"}
+    assert {done.detail for done in trials if done.ok} <= {"without effect"}  # e.g. the end of the manifest's last line
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [signals, resume])
+@pytest.mark.parametrize("module", [signals, resume, flips], ids=["signals", "resume", "flips"])
 def test_a_little_storm_passes(storm, module):
     trials = storm(module, 7)
     assert not trial.failures(trials), trial.failures(trials)[0].detail
