@@ -1,0 +1,103 @@
+"""The command line of the storms: scripts/torture."""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torture import figure, trial
+
+from drl.benchmark_device import machine
+from drl.errors import UserError
+from drl.progress import progress
+from drl.versions import versions
+
+STORMS = ("kills", "signals", "resume", "flips", "disk", "starts", "evaluations", "hostile")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Let storms loose; returns 0, 1 (a promise was broken) or 2 (a mistake)."""
+    storms = {name: importlib.import_module(f"torture.{name}") for name in STORMS}
+    options = _parser(storms).parse_args(arguments)
+    if unknown := set(options.storms) - storms.keys():
+        print(f"unknown storm {min(unknown)!r}; known: {', '.join(storms)}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    results = {}
+    for name in options.storms or storms:
+        results[name] = _run(name, storms[name], options)
+        if options.json:
+            _store(name, results[name], options)
+    trials = {name: (storms[name].PROMISE, result["trials"]) for name, result in results.items()}
+    print(trial.table(trials))
+    failed = [broken for _, tried in trials.values() for broken in trial.failures(tried)]
+    for broken in failed:
+        print(f"\nfailed: {broken.storm}, {broken.kind}: {broken.detail} {dict(broken.numbers) or ''}")
+    if options.figure:
+        try:
+            figure.draw({name: tried for name, (_, tried) in trials.items()}, options.figure)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+    return int(bool(failed))
+
+
+def _run(name: str, storm: ModuleType, options: argparse.Namespace) -> dict:
+    """The trials of a storm, and how long it took; its files are kept where it failed."""
+    count = options.trials or storm.TRIALS[options.short]
+    rng = np.random.default_rng([options.seed, STORMS.index(name)])
+    folder = Path(tempfile.mkdtemp(prefix=f"torture-{name}-"))
+    began, trials = time.monotonic(), []
+    with progress(count, "trial", name) as bar:
+        for done in storm.run(count, folder, rng, options.short):
+            trials.append(done)
+            bar.update()
+            bar.set_postfix_str(f"{len(trial.failures(trials))} failed")
+    if trial.failures(trials):
+        print(f"{name}: what it left is in {folder}", file=sys.stderr)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"trials": trials, "seconds": time.monotonic() - began}
+
+
+def _store(name: str, result: dict, options: argparse.Namespace) -> None:
+    """Write <json>/<storm>.json: one trial a line."""
+    head = {"storm": name, "date": date.today().isoformat(), "seed": options.seed, "short": options.short,
+            "machine": machine(), "cores": len(os.sched_getaffinity(0)), "versions": versions(),
+            "wall_seconds": round(result["seconds"], 1), "trials": len(result["trials"]),
+            "failures": len(trial.failures(result["trials"])),
+            "columns": ["kind", "ok", "seconds", "detail", "numbers"]}
+    rows = ",\n".join(json.dumps(done.row(), separators=(",", ":")) for done in result["trials"])
+    options.json.mkdir(parents=True, exist_ok=True)
+    (options.json / f"{name}.json").write_text(f"{json.dumps(head, indent=1)[:-2]},\n \"rows\": [\n{rows}\n]}}\n")
+
+
+def _parser(storms: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    lines = [f"  {name:<12} {storm.PROMISE};\n{'':<15}{storm.TRIALS[0]} trials, about {storm.SECONDS[0]} s; --short: "
+             f"{storm.TRIALS[1]}, {storm.SECONDS[1]} s" for name, storm in storms.items()]
+    parser = argparse.ArgumentParser(
+        prog="scripts/torture", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Try to break what drl promises about reliability, and count. Prints a table in Markdown; the "
+        "status is 1 if a promise was broken.", epilog="storms:\n" + "\n".join(lines),
+    )
+    parser.add_argument("storms", nargs="*", metavar="STORM", help="which (default: all)")
+    parser.add_argument("--short", action="store_true", help="few trials, and processes that are forked rather than "
+                        "started anew: for every change")
+    parser.add_argument("--trials", type=int, help="of each storm")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="write every trial there, a file per storm")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the trials; needs the extra drl[report]")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
