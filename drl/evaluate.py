@@ -153,10 +153,12 @@ def _put(results: list[dict[str, Any]], failures: list[dict[str, Any]], run: Pat
             "failures": [failure for failure in before["failures"] if _key(failure) not in replaced] + failures,
         }
         try:
-            intact.write_sealed(path, fields)
+            needed = len(intact.sealed(fields))
         except ValueError as error:
             raise UserError(f"the evaluation is not put into {path}: a number of it is not finite; look at its returns "
                             "with: drl evaluate --json") from error
+        with disk.refusal_told(run, "the evaluation", cure, needed):
+            intact.write_sealed(path, fields)
     return path
 
 

@@ -1,6 +1,7 @@
 """`drl export`: a run becomes a folder that acts without it (exported.py), with the step as a program if asked for."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import torch
@@ -42,11 +43,16 @@ def export(run: Path, folder: Path, *, formats: list[str] | tuple[str, ...] = ()
     exported.check(policy, trace, run)
     home = checkpoints.find(run).parent.parent
     evaluations = [result for result in evaluate.read(home) if result["step"] == checkpoint.step]
-    with disk.refusal_told(folder.parent, "the exported policy", "name another folder"), intact.whole(folder) as new:
+    needed = sum(tensor.nbytes for tensor in (*checkpoint.acting().values(), *trace))  # and a program as much again
+    needed *= 1 + len({"pt2", "onnx"} & set(formats))
+    told = disk.refusal_told(folder.parent, "the exported policy", "make room, or name another folder", needed)
+    with told, intact.whole(folder) as new:
         exported.write(new, checkpoint, trace, evaluations)
         program = export_step(policy) if {"pt2", "onnx"} & set(formats) else None
         if "pt2" in formats:
-            torch.export.save(program, new / PT2)
+            image = io.BytesIO()  # a full disk would break torch's own writing with another error
+            torch.export.save(program, image)
+            (new / PT2).write_bytes(image.getvalue())
         if "onnx" in formats:
             export_onnx(program, new / ONNX)
 

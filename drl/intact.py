@@ -67,7 +67,7 @@ def require_whole(folder: Path, names: Iterable[str], what: str) -> None:
 
 def write_sealed(path: Path, fields: dict[str, Any]) -> None:
     """A file for `read_sealed`, written whole or not at all. Raises ValueError where a number is not finite."""
-    disk.write_text(path, _sealed(fields))
+    disk.write_text(path, sealed(fields))
 
 
 def read_sealed(path: Path, what: str, unsealed: bool = False, most: int = foreign.JSON) -> dict[str, Any]:
@@ -85,13 +85,13 @@ def read_sealed(path: Path, what: str, unsealed: bool = False, most: int = forei
     if unsealed and content.count(b"\n") < 2:
         return fields
     fields.pop("sha256", None)
-    if content != _sealed(fields).encode():
+    if content != sealed(fields).encode():
         raise Damaged(f"{what} file {path} is damaged: it does not match its own checksum")
     return fields
 
 
-def _sealed(fields: dict[str, Any]) -> str:
-    """JSON, a line for each field, the last of which is the SHA-256 of the lines before it."""
+def sealed(fields: dict[str, Any]) -> str:
+    """What `write_sealed` writes: JSON, a line for each field, the last of which is the SHA-256 of those before."""
     lines = (f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)},\n" for name, value in fields.items())
     text = "{\n" + "".join(lines)
     return f'{text} "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _depth = 0  # of contexts that answer
+_heard: int | None = None  # the signal that the outermost of them, or one within, has answered
 
 
 class Stopped(KeyboardInterrupt):
@@ -64,10 +65,13 @@ def status(work: Callable[[], int]) -> int:
     try:
         with raised():
             return work()
-    except KeyboardInterrupt as stopped:
-        number = stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT
+    except BaseException as stopped:
+        if not (_heard or isinstance(stopped, KeyboardInterrupt)):
+            raise
+        number = stopped.signal if isinstance(stopped, Stopped) else _heard or signal.SIGINT
+        told = str(stopped) if isinstance(stopped, KeyboardInterrupt) else ""  # else it broke off an import, say
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun ends together, one speaks
-            print(f"drl: stopped by {name(number)}{f'; {stopped}' if str(stopped) else ''}", file=sys.stderr)
+            print(f"drl: stopped by {name(number)}{f'; {told}' if told else ''}", file=sys.stderr)
         return 128 + number
 
 
@@ -79,17 +83,18 @@ def name(number: int) -> str:
 @contextlib.contextmanager
 def _answered(answer: Callable[[int], None]) -> Iterator[None]:
     """Within, the first signal calls `answer`, in the main thread, which is the only one that may say so."""
-    global _depth
+    global _depth, _heard
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    heard = False
+    if not _depth:
+        _heard = None
 
     def first(number: int, _) -> None:
-        nonlocal heard
-        heard = True
+        global _heard
+        _heard = number
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         answer(number)
@@ -101,6 +106,6 @@ def _answered(answer: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         _depth -= 1
-        if not (heard and _depth):  # the second one ends the process until the outermost context is left
+        if not (_heard and _depth):  # the second one ends the process until the outermost context is left
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -82,6 +82,26 @@ def test_what_was_kept_is_told_and_a_bare_interrupt_is_ctrl_c(capsys):
     assert capsys.readouterr().err == "drl: stopped by SIGTERM; all is saved\ndrl: stopped by SIGINT\n"
 
 
+def test_what_a_signal_breaks_off_may_fail_with_an_error_of_its_own(capsys):
+    """As the import of a C++ extension does."""
+    def work():
+        try:
+            send(signal.SIGTERM)
+        except Stopped as stopped:
+            raise ImportError("initialization failed") from stopped
+
+    assert status(work) == 143
+    assert capsys.readouterr().err == "drl: stopped by SIGTERM\n"
+
+
+def test_an_error_without_a_signal_stays_an_error():
+    def work():
+        raise ImportError("no such module")
+
+    with pytest.raises(ImportError, match="no such module"):
+        status(work)
+
+
 @pytest.mark.parametrize("context", [raised, lambda: deferred("working")], ids=["raised", "deferred"])
 def test_afterwards_signals_are_the_callers_again(context):
     before = [signal.getsignal(number) for number in SIGNALS]
