@@ -148,7 +148,6 @@ def _show(results: list[dict[str, Any]], checkpoint, as_json: bool) -> None:
         print(json.dumps(results if len(results) > 1 else results[0]))
         return
     print(evaluation.table(results))
-    print("score: 0 is random, 100 expert, by D4RL's reference returns")
     if (mean := checkpoint.dataset_return) is not None:
         config = checkpoint.config
         print(f"the episodes of {config.dataset}: mean return {mean:.1f}{_scored(mean, config.environment)}")
