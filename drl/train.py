@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -97,15 +96,11 @@ class _Run:
         """Wait for the device and read: the loss, the norm, and the learning rate that made them.
 
         Raises:
-            UserError: they are not finite.
+            UserError: they are not finite, or were not in an update before.
         """
-        config, step = self.trainer.config, self.trainer.step
-        values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
-        if not all(map(math.isfinite, values.values())):
-            raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
-                            f"{values['train/grad_norm']} with seed {config.seed}; lower --train.learning_rate (now "
-                            f"{config.train.learning_rate:g})")
-        return values | {"train/learning_rate": schedule(step - 1, config.train)}
+        self.trainer.require_finite()
+        rate = schedule(self.trainer.step - 1, self.trainer.config.train)
+        return {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/learning_rate": rate}
 
     def log(self, values: dict[str, float]) -> None:
         if self.tracker:
@@ -132,7 +127,7 @@ class _Run:
 
 
 def _loop(runs: Sequence[_Run], settings: TrainConfig, silent: bool) -> None:
-    since = min(run.trainer.step for run in runs)
+    since, cuda = min(run.trainer.step for run in runs), is_cuda(runs[0].trainer.config.device)
     mark = time.perf_counter()
     with progress(settings.updates, "update", "training", initial=since, silent=silent) as bar:
         if settings.compile == "on":
@@ -145,7 +140,7 @@ def _loop(runs: Sequence[_Run], settings: TrainConfig, silent: bool) -> None:
 
             last = step == settings.updates
             log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
-            if log or save:  # between these the host does not wait for the device
+            if log or save or not cuda:  # between these the host does not wait for a GPU
                 values = [run.look(*result) for run, result in zip(behind, results, strict=True)]
             if log:
                 speed = {"train/updates_per_second": (step - since) / (time.perf_counter() - mark)}

@@ -9,6 +9,7 @@ states that its training never visited.
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent
+from drl.errors import UserError
 from drl.model import DecisionTransformer, ModelState
 from drl.parallel import Share
 from drl.versions import versions
@@ -70,7 +72,11 @@ class Trainer:
         """Everything, so that `load` goes on as if nothing had happened, by any number of processes.
 
         Where there are several, all must call this, and only the first gets the states of all rows.
+
+        Raises:
+            UserError: as `require_finite`.
         """
+        self.require_finite()
         training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
         training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
         for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
@@ -102,6 +108,27 @@ class Trainer:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
                 write(_tensors(layers), [part[self.rows] for part in _tensors(zip(kv, z, strict=True))])
         self._random = {name: saved.get(name, state) for name, state in self._random.items()}
+
+    def require_finite(self) -> None:
+        """Wait for the device, and look whether every update was made; after the first that was not, none is.
+
+        Raises:
+            UserError: one was not; names it, what was not finite first, and the cure.
+        """
+        done, seed, rate = self.descent.done, self.config.seed, self.config.train.learning_rate
+        if done == self.step:
+            return
+        if where := self.sampler.steps.first_not_finite():
+            raise UserError(f"at update {done + 1} with seed {seed} the data are not finite: dataset "
+                            f"{self.store.dataset}, {where}; they changed since training began; --resume checks them "
+                            "and goes on from the last checkpoint")
+        loss, norm = self.descent.seen
+        of_now = math.isfinite(loss) and done + 1 == self.step  # the gradient of an earlier update is gone
+        names = [name for name, _ in self.model.named_parameters()]
+        first = [f" (first in {names[index]})" for index in self.descent.not_finite() if of_now][:1]
+        raise UserError(f"at update {done + 1} the loss is {loss} and the gradient norm {norm}{''.join(first)} with "
+                        f"seed {seed}; lower --train.learning_rate (now {rate:g}) in another --run; the checkpoints of "
+                        "this one are intact")
 
     @contextlib.contextmanager
     def randomness(self) -> Iterator[None]:

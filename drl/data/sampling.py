@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drl.config import TrainConfig
-from drl.data.store import EpisodeStore
+from drl.data.store import CHUNK, EpisodeStore
 from drl.errors import UserError
 
 
@@ -59,6 +59,24 @@ class Steps:
         )
         self.device = device
 
+    def locate(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """The episode of each step in the store, and its timestep."""
+        episode = torch.searchsorted(self.starts, step, right=True) - 1
+        return episode, step - self.starts[episode]
+
+    def first_not_finite(self) -> str | None:
+        """Where a number is not finite, as "episode 3, step 5, field actions"; None: nowhere, as when the store was
+        made. Files that are mapped may have changed since. Reads all, CHUNK steps at a time.
+        """
+        for start in range(0, len(self.actions), CHUNK):
+            for field in ("observations", "actions", "returns_to_go"):
+                rows = getattr(self, field)[start: start + CHUNK]
+                bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()
+                if len(bad):
+                    episode, timestep = self.locate(start + bad[0])
+                    return f"episode {episode.item()}, step {timestep.item()}, field {field}"
+        return None
+
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns-to-go, observations and actions of the steps at `index` in the store, ready for the model."""
         return (
@@ -86,11 +104,7 @@ class _Sampler:
 
     def _draw_steps(self, count: int) -> tuple[Tensor, Tensor]:
         """Steps drawn uniformly from all, as (episode, timestep)."""
-        return self._locate(self._draw(len(self.steps.actions), count))
-
-    def _locate(self, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        episode_B = torch.searchsorted(self.steps.starts, step_B, right=True) - 1
-        return episode_B, step_B - self.steps.starts[episode_B]
+        return self.steps.locate(self._draw(len(self.steps.actions), count))
 
     def _gather(self, *drawn: Tensor) -> Batch:
         """The batch of what all rows drew: episode, position and restart, (B,) each."""
@@ -120,7 +134,7 @@ class WindowSampler(_Sampler):
 
     def advance(self, step_B: Tensor) -> Batch:
         """All of a batch but what is random, as a function of tensors that can be compiled."""
-        return self._gather(*self._locate(step_B), torch.ones_like(step_B, dtype=torch.bool))
+        return self._gather(*self.steps.locate(step_B), torch.ones_like(step_B, dtype=torch.bool))
 
 
 class StreamSampler(_Sampler):
