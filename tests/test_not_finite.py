@@ -212,3 +212,85 @@ def test_a_run_whose_data_changed_goes_on_from_its_last_checkpoint_as_if_they_ha
 
     assert "is damaged (a checksum differs); packing it anew" in capfd.readouterr().err
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+# what a checkpoint holds
+
+
+def narrowed(tensors, name):
+    return tensors | {name: tensors[name].flatten()[:1].clone()}
+
+
+def changed(tensors, name, value):
+    tensors[name].view(-1)[-1] = value
+    return tensors
+
+
+MISFITS = {  # what is changed, how, and what is said of it
+    "a tensor is missing": (
+        "training", lambda t: {name: x for name, x in t.items() if name != "optimizer.3.exp_avg"},
+        "optimizer.3.exp_avg is missing"),
+    "one too many": (
+        "training", lambda t: t | {"optimizer.99.exp_avg": torch.zeros(1)}, "optimizer.99.exp_avg is unknown"),
+    "an average of one number": (
+        "training", lambda t: narrowed(t, "optimizer.0.exp_avg"),
+        "optimizer.0.exp_avg is float32 (1,), expected float32 (16, 1)"),
+    "an average in float64": (
+        "training", lambda t: t | {"optimizer.1.exp_avg": t["optimizer.1.exp_avg"].double()},
+        "optimizer.1.exp_avg is float64 (16,), expected float32 (16,)"),
+    "an average that is not finite": (
+        "training", lambda t: changed(t, "optimizer.1.exp_avg_sq", torch.inf), "optimizer.1.exp_avg_sq is not finite"),
+    "a state of one row": (
+        "training", lambda t: t | {"state.1.kv": t["state.1.kv"][:1].clone()},
+        "state.1.kv is float32 (1, 2, 8, 8), expected float32 (8, 2, 8, 8)"),
+    "a state that is not finite": (
+        "training", lambda t: changed(t, "state.0.z", torch.nan), "state.0.z is not finite"),
+    "one stream": (
+        "training", lambda t: narrowed(t, "sampler.position"),
+        "sampler.position is int64 (1,), expected int64 (8,)"),
+    "an episode beyond the last": (
+        "training", lambda t: changed(t, "sampler.episode", 6), "sampler.episode is not of the 6 episodes"),
+    "an episode before the first": (
+        "training", lambda t: changed(t, "sampler.episode", -1), "sampler.episode is not of the 6 episodes"),
+    "a step beyond the last": (
+        "training", lambda t: changed(t, "sampler.position", 31), "sampler.position is beyond its episode"),
+    "a step before the first": (
+        "training", lambda t: changed(t, "sampler.position", -5), "sampler.position is beyond its episode"),
+    "a generator that is too short": (
+        "training", lambda t: t | {"sampler.generator": t["sampler.generator"][:-1]},
+        "sampler.generator is uint8 (5055,), expected uint8 (5056,)"),
+    "no state of a generator": (
+        "training", lambda t: t | {"sampler.generator": torch.zeros_like(t["sampler.generator"])},
+        "Invalid mt19937 state"),
+    "none of dropout's": (
+        "training", lambda t: t | {"rng.cpu": torch.zeros_like(t["rng.cpu"])}, "Invalid mt19937 state"),
+    "a weight is missing": (
+        "weights", lambda t: {name: x for name, x in t.items() if name != "head.bias"}, "head.bias is missing"),
+    "a weight of one number": (
+        "weights", lambda t: narrowed(t, NAME), f"{NAME} is float32 (1,), expected float32 (64, 16)"),
+    "a weight that is not finite": (
+        "weights", lambda t: changed(t, NAME, torch.nan), f"{NAME} is not finite"),
+}
+
+
+@pytest.fixture(scope="module")
+def past():
+    return made(make_config(stream_groups=2), 3).checkpoint()
+
+
+@pytest.mark.parametrize(("which", "change", "reason"), MISFITS.values(), ids=MISFITS)
+def test_a_checkpoint_that_does_not_fit_is_refused(past, which, change, reason):
+    tensors = change({name: x.clone() for name, x in getattr(past, which).items()})
+    with pytest.raises(UserError) as caught:
+        Trainer(make_config(stream_groups=2), make_store()).load(dataclasses.replace(past, **{which: tensors}))
+    assert str(caught.value) == (f"the checkpoint of update 3 does not fit this run: {reason}; remove it to go on from "
+                                 "an older one, or name another folder with --run")
+
+
+def test_a_trainer_that_loads_goes_on_although_it_had_stopped(past):
+    trainer = spoil(Trainer(make_config(stream_groups=2), make_store()), "loss", after=0)
+    for _ in range(2):
+        trainer.update()
+    trainer.load(past)
+    trainer.update()
+    torch.testing.assert_close(everything(trainer), everything(made(make_config(stream_groups=2), 4)), rtol=0, atol=0)

@@ -122,6 +122,11 @@ class _Sampler:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from tensors in the dtypes and shapes of `state_dict`.
+
+        Raises:
+            ValueError, RuntimeError: they stand where there is no step, or are no state of a generator.
+        """
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -176,6 +181,12 @@ class StreamSampler(_Sampler):
         return super().state_dict() | {name: getattr(self, name).flatten().clone() for name in self.STREAMS}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        episode, position = (state[name].to(self.steps.device) for name in ("episode", "position"))
+        starts, episodes = self.steps.starts, len(self.steps.starts) - 1
+        if ((episode < 0) | (episode >= episodes)).any():
+            raise ValueError(f"sampler.episode is not of the {episodes} episodes")
+        if ((position < 0) | (position >= starts[episode + 1] - starts[episode])).any():
+            raise ValueError("sampler.position is beyond its episode")
         super().load_state_dict(state)
         for name in self.STREAMS:
             streams = getattr(self, name)
