@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from drl.engine import ActionError
 from drl.envs import Envs, check_fit, make_envs
 from drl.errors import UserError
 from drl.players import Act, Policy, groups, players, side_by_side
@@ -102,16 +103,17 @@ def play(act: Act, envs: Envs, episodes: np.ndarray, seed: int) -> Iterator[Ende
     while len(rows):
         try:
             actions = act(observations, rewards, rows)
+            if not (good := np.isfinite(actions).all(1)).all():
+                raise ActionError(int(good.argmin()))
+        except ActionError as error:
+            raise UserError(f"the policy's action in episode {episodes[rows[error.row]]}, step {steps} is not finite; "
+                            "the weights or the observation are damaged") from None
         except ValueError:
             given = np.isfinite(observations).all(1) & np.isfinite(rewards)
             if given.all():
                 raise
             raise UserError(f"the environment's answer in episode {episodes[rows[~given][0]]}, step {steps} is not "
                             "finite; its physics diverged") from None
-        if not np.isfinite(actions).all():
-            bad = episodes[rows[~np.isfinite(actions).all(1)][0]]
-            raise UserError(f"the policy's action in episode {bad}, step {steps} is not finite; the weights or the "
-                            "observation are damaged")
         observations, rewards, terminated, truncated = envs.step(rows, np.minimum(np.maximum(actions, low), high))
         totals[rows] += rewards
         steps += 1
