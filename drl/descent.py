@@ -3,6 +3,9 @@
 Weights, gradients and AdamW's averages are one long vector each, of which a model's tensors are views: a step is a few
 passes over them that all of a GPU shares, and between processes one message. What a step's number alone decides, as
 the learning rate, comes from a table on the device.
+
+A step whose error or gradient is not finite is not made, nor is any after it: the host, which looks seldom, finds the
+weights, the averages and the count of steps as they were before.
 """
 
 import math
@@ -58,18 +61,21 @@ class Descent:
             leaf.data = weight
         self._rates = rates(settings).to(self._weights)
         self._done = torch.zeros(1, dtype=torch.long, device=self._weights.device)
+        self._going, self._seen = torch.ones_like(self._done, dtype=torch.bool), self._weights.new_zeros(2)
         self._max_norm, self._combine, self._descend = settings.max_grad_norm, combine, wrap(descend)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Descend along the mean error's gradient, at most train.updates times.
+        """Descend along the mean error's gradient, at most train.updates times; see `descend` for numbers that are not
+        finite.
 
         Args:
             gradients: of the sum of errors, one for each of `leaves`.
             errors, count: the sum and of how many, float32, ().
 
         Returns:
-            The mean error and the norm of its gradient before clipping, float32, ().
+            The mean error and the norm of its gradient before clipping, float32, (); if one of them was not finite in
+            this step or before, those of the first step in which that was so.
         """
         halves, others = gradients[: self._halves], gradients[self._halves:]
         if halves:
@@ -77,8 +83,24 @@ class Descent:
         joined([*others, errors, count], out=self._gradient[self._start:])
         self._combine(self._gradient)
         return self._descend(
-            self._gradient, self._weights, self._half, self._mean, self._square, self._rates, self._done, self._max_norm
+            self._gradient, self._weights, self._half, self._mean, self._square, self._rates, self._done, self._going,
+            self._seen, self._max_norm
         )
+
+    @property
+    def done(self) -> int:
+        """Steps made; waits for the device."""
+        return self._done.item()
+
+    @property
+    def seen(self) -> tuple[float, float]:
+        """What the last call of `step` returned; waits for the device."""
+        return tuple(self._seen.tolist())
+
+    def not_finite(self) -> list[int]:
+        """The numbers of the parameters whose gradient is not finite, that of the last call of `step`."""
+        parts = zip(self._order, self._parts(self._gradient[:-2]), strict=True)
+        return sorted(index for index, part in parts if not part.isfinite().all())
 
     def state_dict(self) -> dict[str, Tensor]:
         """AdamW's averages by the number of the parameter, as "3.exp_avg"."""
@@ -91,6 +113,7 @@ class Descent:
     def load_state_dict(self, state: dict[str, Tensor], done: int) -> None:
         """Go on after `done` steps, with parameters that were written already."""
         self._done.fill_(done)
+        self._going.fill_(True)
         for name, part in self.state_dict().items():
             part.copy_(state[name])
         if self._half is not None:
@@ -110,9 +133,13 @@ def descend(
     square: Tensor,
     rates: Tensor,
     done: Tensor,
+    going: Tensor,
+    seen: Tensor,
     max_norm: float,
 ) -> tuple[Tensor, Tensor]:
     """One clipped step of AdamW, in place; the mean error and the norm of its gradient before clipping, ().
+
+    From the first step on where one of the two is not finite, they stay as they were in it, and nothing else changes.
 
     Args:
         gradient: of the sum of errors, then that sum, then how many there are, (P + 2,).
@@ -120,33 +147,49 @@ def descend(
         half: `weights` in bfloat16, written anew, (P,); or None.
         rates: of each step, as the function of that name returns them.
         done: steps made, counted up, (1,).
+        going: whether all steps were made, (1,) bool.
+        seen: what the step before returned, (2,).
         max_norm: as torch.nn.utils.clip_grad_norm_ takes it, for the gradient of the mean.
     """
     gradient, errors, count = gradient[:-2], gradient[-2], gradient[-1]
     norm = torch.linalg.vector_norm(gradient)
-    divisor = torch.maximum(count, (norm + 1e-6 * count) / max_norm)
-    adamw(weights, gradient / divisor, mean, square, *rates[done].unbind(1))
+    result = torch.where(going, torch.stack([errors, norm]) / count, seen)
+    seen.copy_(result)
+    torch.all(result < math.inf, 0, keepdim=True, out=going)  # neither is negative, and NaN is below nothing
+    divisor = torch.maximum(count, (norm + 1e-6 * count) / max_norm) / going
+    gradient = (gradient / divisor).nan_to_num_(0, 0, 0)  # 0 all over where the divisor is infinite or NaN
+    adamw(weights, gradient, mean, square, *rates[done.where(going, -1)].unbind(1))
     if half is not None:
         half.copy_(weights)
-    done.add_(1)
-    return errors / count, norm / count
+    done.add_(going)
+    return result[0], result[1]
 
 
 def adamw(
-    weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, decay: Tensor, size: Tensor, floor: Tensor
+    weights: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    decay: Tensor,
+    size: Tensor,
+    floor: Tensor,
+    newer: Tensor,
+    older: Tensor,
 ) -> None:
     """A step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) in place, over vectors (P,).
 
-    `mean` and `square` are the running averages of the gradient and of its square; decay, size and floor, (1,), are one
-    row of `rates`, which has the corrections of their bias.
+    `mean` and `square` are the running averages of the gradient and of its square. The others, (1,), are one row of
+    `rates`: decay, size and floor, which has the corrections of the averages' bias, the share of the new gradient in
+    `mean` and that of the old ones in `square`.
     """
-    mean.lerp_(gradient, 1 - BETAS[0])
-    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    mean.lerp_(gradient, newer)
+    square.mul_(older).addcmul_(gradient, gradient, value=1 - BETAS[1])
     weights.addcmul_(weights, decay, value=-1).addcdiv_(mean * size, square.sqrt().add_(floor), value=-1)
 
 
 def rates(settings: TrainConfig) -> Tensor:
-    """What `adamw` takes at each step: decay, size and floor, (updates, 3) float64.
+    """What `adamw` takes at each step, and in a last row what changes nothing where the gradient is 0: decay, size,
+    floor, newer and older, (updates + 1, 5) float64.
 
     With m' = m / (1 - b1^t) and v' = v / (1 - b2^t), rate m' / (sqrt(v') + eps) = size m / (sqrt(v) + floor).
     """
@@ -154,7 +197,9 @@ def rates(settings: TrainConfig) -> Tensor:
     step = torch.arange(1, settings.updates + 1, dtype=torch.float64)
     first, second = (1 - beta**step for beta in BETAS)
     root = second.sqrt()
-    return torch.stack([rate * settings.weight_decay, rate * root / first, EPSILON * root], dim=1)
+    newer, older = torch.full_like(rate, 1 - BETAS[0]), torch.full_like(rate, BETAS[1])
+    table = torch.stack([rate * settings.weight_decay, rate * root / first, EPSILON * root, newer, older], dim=1)
+    return torch.cat([table, table.new_tensor([[0, 0, 1, 0, 1]])])
 
 
 def schedule(step: int, settings: TrainConfig) -> float:

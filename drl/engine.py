@@ -6,6 +6,7 @@ Python's, so threads run side by side.
 Dimension key: B rows of the state, n rows of a call, O observation, A action, S numbers of a row's state.
 """
 
+import functools
 import zlib
 from collections.abc import Mapping
 
@@ -23,6 +24,19 @@ ENGINES = {"cpu": "float32", "cpu-bfloat16": "bfloat16"}  # and what the weights
 SIZES = ("width", "layers", "heads", "max_timesteps", "feature_map", "return_scale")
 EACH = 4  # rows for each thread of a call, at least: fewer are not worth waking it
 FLOAT = 4  # bytes
+
+
+class ActionError(UserError):
+    """An action that no environment may see: it is not finite although all that was given for it is.
+
+    Attributes:
+        row: of the call.
+    """
+
+    def __init__(self, row: int):
+        super().__init__(f"action of row {row} is not finite although its observation and reward are: a number "
+                         "overflowed; begin the episode anew")
+        self.row = row
 
 
 def unavailable() -> str | None:
@@ -111,7 +125,7 @@ class Engine:
             state.address, address, address + FLOAT * (S + O + n), _threads(n)
         )
         if bad:
-            _refuse(bad, block[S:S + O].reshape(n, -1), block[S + O:S + O + n])
+            _refuse(block[S:S + O].reshape(n, -1), block[S + O:S + O + n], bad)
         actions = block[S + O + n:].reshape(n, self._A).copy()
         return actions, PackedState(block, n, self._layout, address)
 
@@ -128,11 +142,13 @@ class InPlace:
 
     Attributes:
         caller: the same for all rows, quicker, called as `caller(observations, rewards)`; it takes numpy arrays, or a
-            float for all rewards, and answers None to anything else or to what is not finite. None where it was not
-            built. Its `acquire` and `release` are those of a lock.
+            float for all rewards, and answers None to anything else. None where it was not built. Its `acquire` and
+            `release` are those of a lock.
 
     Raises:
-        ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite.
+        ValueError: a shape does not fit, a row is named that is not there, an observation or a reward is not finite; no
+            state has moved.
+        ActionError: an action is not finite; the states of the call have moved, and that row's is of no use any more.
     """
 
     def __init__(
@@ -147,6 +163,7 @@ class InPlace:
         )
         self.caller = policy.caller(observation, reward, state.address, action, rows=B, channels=observation_dim,
                                     threads=_threads(B, threads), result=self._actions.copy,
+                                    refuse=functools.partial(_refuse, self._observations, self._rewards),
                                     owner=(state, self._observations, self._rewards, self._actions))
 
     def __len__(self) -> int:
@@ -157,7 +174,7 @@ class InPlace:
             self._observations[...] = _rows("observation", observations, self._observations.shape)
             self._rewards[...] = _per_row("reward", rewards, len(self._rewards))
             if bad := self._step(len(self._rewards), None, _threads(len(self._rewards), self._threads)):
-                _refuse(bad, self._observations, self._rewards)
+                _refuse(self._observations, self._rewards, bad)
             return self._actions.copy()
         rows = self._checked(rows)
         if not (n := len(rows)):
@@ -165,7 +182,7 @@ class InPlace:
         self._observations[:n] = _rows("observation", observations, (n, self._observations.shape[1]))
         self._rewards[:n] = _per_row("reward", rewards, n)
         if bad := self._step(n, address_of(rows), _threads(n, self._threads)):
-            _refuse(bad, self._observations, self._rewards)
+            _refuse(self._observations[:n], self._rewards[:n], bad)
         return self._actions[:n].copy()
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
@@ -199,8 +216,11 @@ def _threads(rows: int, most: int | None = None) -> int:
     return 1 if rows < 2 * EACH else min(most or torch.get_num_threads(), rows // EACH)
 
 
-def _refuse(bad: int, observations: np.ndarray, rewards: np.ndarray) -> None:
-    row = abs(bad) - 1
+def _refuse(observations: np.ndarray, rewards: np.ndarray, bad: int) -> None:
+    """Raise what drl_policy_step meant by `bad`; of the rows that it was given."""
+    n, row = len(rewards), abs(bad) - 1
+    if bad > n:
+        raise ActionError(row - n)
     if bad < 0:
         raise ValueError(f"reward of row {row} is not finite: {rewards[row]}")
     channel = int(np.flatnonzero(~np.isfinite(observations[row]))[0])

@@ -29,6 +29,7 @@ from drl.checkpoint import Checkpoint
 from drl.checkpoint_files import read_acting, write_tensors
 from drl.config import Config
 from drl.data.store import Spaces
+from drl.engine import ActionError
 from drl.errors import UserError, shown
 from drl.foreign_tensors import check_shapes, read_tensors
 from drl.intact import Damaged
@@ -196,7 +197,11 @@ def check(policy, trace: Trace | None, folder: Path | str) -> None:
     windowed = isinstance(policy.initial_state(1, 0.0), WindowState)
     held = torch.as_tensor(since < policy.config.train.context if windowed else since >= 0)
     half = torch.as_tensor(policy.spaces.action_high - policy.spaces.action_low, dtype=torch.float64) / 2
-    off = ((trace.play(policy) - trace.actions).abs() / half).amax(1)[held]
+    try:
+        played = trace.play(policy)
+    except ActionError:
+        played = torch.full_like(trace.actions, torch.nan)
+    off = ((played - trace.actions).abs() / half).amax(1)[held]
     allowed = TOLERANCES.get(policy.engine, TOLERANCE)
     if not (off <= allowed).all():
         raise UserError(f"the policy in {folder} does not do what its golden trace says: an action is off by "

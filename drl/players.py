@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from drl.captured import is_cuda
+from drl.engine import ActionError
 from drl.policy import RecurrentPolicy, WindowPolicy
 
 LANE = 16
@@ -23,7 +24,8 @@ PLAYERS = 2  # of the compiled engine
 Policy = RecurrentPolicy | WindowPolicy
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Takes what rows observe (n, O) float64, what their last actions earned (n,) and which they are (n,), distinct; gives
-actions (n, A) float32. The rewards of the first call are not read. Raises ValueError where it refuses a number."""
+actions (n, A) float32. The rewards of the first call are not read. Raises ValueError where it refuses a number, and
+ActionError where it has none to give."""
 
 
 def players(policy: Policy, episodes: np.ndarray, target_return: float, threads: int = 1) -> Act:
@@ -71,7 +73,10 @@ class _Lane:
     def __call__(self, observations: np.ndarray, rewards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         slots = self._slot[rows]
         self._observations[slots], self._rewards[slots] = observations, rewards
-        actions, self._state = self._step(self._observations, self._rewards, self._state)
+        try:
+            actions, self._state = self._step(self._observations, self._rewards, self._state)
+        except ActionError as error:
+            raise ActionError(int((slots == error.row).argmax())) from None  # whose row it is, not which slot
         return actions[slots]
 
 

@@ -99,7 +99,7 @@ class RecurrentPolicy(Doors):
         """Rows that are kept here and overwritten, for the compiled engines: finished ones cost nothing.
 
         Returns an object to be called as `act(observations (n, O), rewards (n,), rows (n,) or None for all)`; it gives
-        actions (n, A), and raises as `step` does. `threads`: that share a call, at most; None: as many as torch has.
+        actions (n, A), and raises as `act` does. `threads`: that share a call, at most; None: as many as torch has.
         """
         if self._engine is None:
             raise ValueError(f"engine {self.engine!r} has no step in place; it has `act`")

@@ -19,6 +19,7 @@ from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
 from drl.data.sampling import to_box
 from drl.engine import ENGINES as COMPILED
+from drl.engine import ActionError
 from drl.errors import UserError
 from drl.model import DecisionTransformer
 from drl.policy_state import PolicyState
@@ -34,8 +35,10 @@ class Doors:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", engine: str = "auto"):
+        """Raises UserError where the weights do not fit the config or a number is not finite."""
         self.engine = self.resolve(engine, device)
         spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
+        _require_sound(checkpoint, "the policy")
         self.config, self.spaces, self.device = checkpoint.config, spaces, device
         model = DecisionTransformer(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
         try:
@@ -63,9 +66,10 @@ class Doors:
         """From a run, a checkpoint or an exported policy, which must do what its golden trace says.
 
         Raises:
-            UserError: the folder is none of them, it is damaged, or the engine is unknown.
+            UserError: the folder is none of them, it is damaged, a number of it is not finite, the engine is unknown.
         """
         checkpoint, trace = exported.load(folder)
+        _require_sound(checkpoint, f"the policy in {folder}")
         policy = cls(checkpoint, device, engine)
         exported.check(policy, trace, folder)
         return policy
@@ -93,8 +97,10 @@ class Doors:
             Actions (B, A) in the environment's box, of the kind of `observation`, and the new state.
 
         Raises:
-            ValueError: a shape does not fit the state and the environment, or an observation or a reward is not finite
-                (on a GPU this is not looked at: it would wait for the device).
+            ValueError: a shape does not fit the state and the environment, an observation or a reward is not finite.
+            ActionError, a ValueError: an action is not finite although they are.
+            On a GPU nobody looks whether tensors are finite, which would wait for the device: neither what is given nor
+            the actions, unless these are returned as numpy.
         """
         observation_BO = self._observation(observation, len(state.timestep))
         first_B = state.timestep == 0
@@ -109,7 +115,7 @@ class Doors:
         normal_BO = (observation_BO - self._mean) / self._std
         action_BA, state = self._decide(normal_BO, return_B, timestep_B, first_B, state)
         action_BA = to_box(action_BA, self._low, self._high)
-        return (action_BA if isinstance(observation, Tensor) else action_BA.cpu().numpy()), state
+        return self._given(action_BA, observation), state
 
     def reset(self, batch: int = 1, target_return: float | None = None) -> None:
         """Begin episodes whose state this object remembers; see `act`. Default target: the config's first."""
@@ -125,7 +131,9 @@ class Doors:
         A recurrent policy on a GPU replays one CUDA graph for it.
 
         Raises:
-            ValueError: as `step`.
+            ValueError: as `step`; the remembered state is still that of the step before.
+            ActionError: as `step`; the compiled engines and a GPU have overwritten the state, which is of no use any
+                more: `reset`.
             RuntimeError: another thread is in `act` of the same policy.
         """
         acting = self._acting  # reset brings another
@@ -143,7 +151,7 @@ class Doors:
         if isinstance(self._remembered, InPlace):
             batch = len(self._remembered)
             action = self._remembered(self._observation(observation, batch), self._per_row("reward", reward, batch))
-            return action.clone() if isinstance(observation, Tensor) else action.cpu().numpy()
+            return self._given(action.clone() if isinstance(observation, Tensor) else action, observation)
         action, self._remembered = self.step(observation, reward, self._remembered)
         return action
 
@@ -166,6 +174,14 @@ class Doors:
         action, state = self.step(batch, np.zeros(len(batch)) if reward is None else reward, state, episode_start)
         return (action[0] if single else action), state
 
+    def _given(self, action_BA: Tensor, observation) -> Tensor | np.ndarray:
+        """Actions of the kind of `observation`, looked at where that does not wait for the device."""
+        if not isinstance(observation, Tensor):
+            action_BA = action_BA.cpu()
+        if not is_cuda(action_BA.device) and not (good := action_BA.isfinite()).all():
+            raise ActionError(int((~good.all(1)).nonzero()[0]))
+        return action_BA if isinstance(observation, Tensor) else action_BA.numpy()
+
     def _start(self, batch: int, target_return) -> tuple[Tensor, Tensor, Tensor]:
         """(target_return, return_to_go, timestep) of `batch` rows that have not begun."""
         if target_return is None:
@@ -173,6 +189,8 @@ class Doors:
                 raise UserError("the config names no target return; pass target_return, e.g. 3600.0")
             target_return = self.config.evaluate.target_returns[0]
         target_B = self._per_row("target_return", target_return, batch).clone()
+        if not is_cuda(self.device):
+            _check_finite("target_return", target_B[:, None])
         return target_B, target_B.clone(), torch.zeros(batch, dtype=torch.long, device=self.device)
 
     def _observation(self, x, batch: int) -> Tensor:
@@ -192,6 +210,14 @@ class Doors:
         if x.shape not in ((), (batch,)):
             raise ValueError(f"{name} must be one number or (B,) = ({batch},), got {tuple(x.shape)}")
         return x.expand(batch)
+
+
+def _require_sound(checkpoint: Checkpoint, whose: str) -> None:
+    for name, tensor in checkpoint.acting().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} of {whose} is not finite; use an older checkpoint")
+    if not (checkpoint.normaliser.std > 0).all():
+        raise UserError(f"normaliser.std of {whose} is not positive; use an older checkpoint")
 
 
 def _check_finite(name: str, values: Tensor) -> None:

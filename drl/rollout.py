@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from drl.engine import ActionError
 from drl.envs import Envs, check_spaces
 from drl.envs_process import make_apart
 from drl.faults import EvaluationFailed, Fault
@@ -114,13 +115,14 @@ def play(act: Act, envs: Envs, episodes: np.ndarray, seed: int, watch: Watch | N
     while len(rows):
         try:
             actions = watch.act(rows, act, observations, rewards, rows)
+            if not (good := np.isfinite(actions).all(1)).all():
+                raise ActionError(int(good.argmin()))
+        except ActionError as error:
+            raise Fault(f"the policy's action in episode {episodes[rows[error.row]]}, step {steps} is not finite",
+                        "the weights or the observation are damaged; evaluate another checkpoint") from None
         except ValueError:
             _check_answer(watch, rows, observations, rewards)
             raise
-        if not np.isfinite(actions).all():
-            bad = episodes[rows[~np.isfinite(actions).all(1)][0]]
-            raise Fault(f"the policy's action in episode {bad}, step {steps} is not finite",
-                        "the weights or the observation are damaged; evaluate another checkpoint")
         observations, rewards, terminated, truncated = watch.answer(
             rows, envs.step, np.minimum(np.maximum(actions, low), high)
         )

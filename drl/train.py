@@ -1,7 +1,6 @@
 """Training runs: update, log, look up, save, each in a folder that can be gone on from."""
 
 import contextlib
-import math
 import signal
 import statistics
 import sys
@@ -103,15 +102,11 @@ class _Run:
         """Wait for the device and read: the loss, the norm, and the learning rate that made them.
 
         Raises:
-            UserError: they are not finite.
+            UserError: they are not finite, or were not in an update before.
         """
-        config, step = self.trainer.config, self.trainer.step
-        values = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item()}
-        if not all(map(math.isfinite, values.values())):
-            raise UserError(f"at update {step} the loss is {values['train/loss']} and the gradient norm "
-                            f"{values['train/grad_norm']} with seed {config.seed}; lower --train.learning_rate (now "
-                            f"{config.train.learning_rate:g})")
-        return values | {"train/learning_rate": schedule(step - 1, config.train)}
+        self.trainer.require_finite()
+        rate = schedule(self.trainer.step - 1, self.trainer.config.train)
+        return {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/learning_rate": rate}
 
     def log(self, values: dict[str, float]) -> None:
         if self.tracker:
@@ -160,7 +155,7 @@ def _evaluates(step: int, settings: TrainConfig) -> bool:
 
 
 def _loop(runs: Sequence[_Run], settings: TrainConfig, share: Share) -> None:
-    since = min(run.trainer.step for run in runs)
+    since, cuda = min(run.trainer.step for run in runs), is_cuda(runs[0].trainer.config.device)
     mark = time.perf_counter()
     with contextlib.ExitStack() as stack:
         note = Note()
@@ -182,11 +177,11 @@ def _loop(runs: Sequence[_Run], settings: TrainConfig, share: Share) -> None:
 
             last = step == settings.updates
             log, save = step % settings.log_every == 0 or last, step % settings.checkpoint_every == 0 or last
-            # the host does not wait for a device between log points; processes on several devices agree only there
+            # the host does not wait for a GPU between log points; processes on several GPUs agree to stop only there
             stop = note.signal is not None
             if share.size > 1:
-                stop = (log or not is_cuda(runs[0].trainer.config.device)) and share.any(stop)
-            if log or save or stop:
+                stop = (log or not cuda) and share.any(stop)
+            if log or save or stop or not cuda:
                 values = [run.look(*result) for run, result in zip(behind, results, strict=True)]
             if log:
                 speed = {"train/updates_per_second": (step - since) / (time.perf_counter() - mark)}

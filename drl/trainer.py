@@ -9,7 +9,8 @@ states that its training never visited.
 import contextlib
 import copy
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent
+from drl.errors import UserError
 from drl.model import DecisionTransformer, ModelState
 from drl.parallel import Share
 from drl.versions import versions
@@ -70,13 +72,11 @@ class Trainer:
         """Everything, so that `load` goes on as if nothing had happened, by any number of processes.
 
         Where there are several, all must call this, and only the first gets the states of all rows.
+
+        Raises:
+            UserError: as `require_finite`.
         """
-        training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
-        training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
-        for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
-            if layers[0] is not None:
-                kv, z = (self.share.gather(torch.stack(part), 1) for part in zip(*layers, strict=True))
-                training |= {f"state.{index}.kv": kv.flatten(0, 1), f"state.{index}.z": z.flatten(0, 1)}
+        self.require_finite()
         return Checkpoint(
             config=self.config,
             step=self.step,
@@ -85,23 +85,58 @@ class Trainer:
             spaces=self.store.spaces._replace(environment=self.config.environment),
             dataset_fingerprint=self.store.fingerprint,
             versions=versions(),
-            training=training,
+            training=self._training(self.share.gather),
             dataset_return=float(self.store.episode_returns.mean()),
         )
 
     def load(self, past: Checkpoint) -> None:
-        """Go on from a checkpoint of the same config and data."""
-        saved = past.training
+        """Go on from a checkpoint of the same config and data.
+
+        Raises:
+            UserError: a tensor is missing, unknown or not one that such a trainer would have saved.
+        """
+        saved, shares = past.training, self.share.size
+        own = self._training(lambda part, dim: torch.cat([part.to("meta")] * shares, dim))  # of all processes
+        try:
+            _require_alike(past.weights, self.model.state_dict())
+            _require_alike(saved, own)
+            for name in self._random:
+                torch.Generator(name.removeprefix("rng.")).set_state(saved[name])
+            self.sampler.load_state_dict(_under("sampler.", saved))
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint of update {past.step} does not fit this run: {reason}; remove it to go on "
+                            "from an older one, or name another folder with --run") from error
         self.step = past.step
         self.model.load_state_dict(past.weights)
-        self.sampler.load_state_dict(_under("sampler.", saved))
         self.descent.load_state_dict(_under("optimizer.", saved), past.step)
         states = _under("state.", saved)
         for index, layers in enumerate(zip(*self.states, strict=True)):
             if layers[0] is not None:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
                 write(_tensors(layers), [part[self.rows] for part in _tensors(zip(kv, z, strict=True))])
-        self._random = {name: saved.get(name, state) for name, state in self._random.items()}
+        self._random = {name: saved[name] for name in self._random}
+
+    def require_finite(self) -> None:
+        """Wait for the device, and look whether every update was made; after the first that was not, none is.
+
+        Raises:
+            UserError: one was not; names it, what was not finite first, and the cure.
+        """
+        done, seed, rate = self.descent.done, self.config.seed, self.config.train.learning_rate
+        if done == self.step:
+            return
+        if where := self.sampler.steps.first_not_finite():
+            raise UserError(f"at update {done + 1} with seed {seed} the data are not finite: dataset "
+                            f"{self.store.dataset}, {where}; they changed since training began; --resume checks them "
+                            "and goes on from the last checkpoint")
+        loss, norm = self.descent.seen
+        of_now = math.isfinite(loss) and done + 1 == self.step  # the gradient of an earlier update is gone
+        names = [name for name, _ in self.model.named_parameters()]
+        first = [f" (first in {names[index]})" for index in self.descent.not_finite() if of_now][:1]
+        raise UserError(f"at update {done + 1} the loss is {loss} and the gradient norm {norm}{''.join(first)} with "
+                        f"seed {seed}; lower --train.learning_rate (now {rate:g}) in another --run; the checkpoints of "
+                        "this one are intact")
 
     @contextlib.contextmanager
     def randomness(self) -> Iterator[None]:
@@ -116,6 +151,16 @@ class Trainer:
                 torch.cuda.set_rng_state(self._random["rng.cuda"], device)
             yield
             self._random = self._generators()
+
+    def _training(self, whole: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:
+        """What `load` needs beside the weights; `whole` joins what all processes have along a dimension."""
+        training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
+        training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
+        for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
+            if layers[0] is not None:
+                kv, z = (whole(torch.stack(part), 1) for part in zip(*layers, strict=True))
+                training |= {f"state.{index}.kv": kv.flatten(0, 1), f"state.{index}.z": z.flatten(0, 1)}
+        return training
 
     def _generators(self) -> dict[str, Tensor]:
         cuda = {"rng.cuda": torch.cuda.get_rng_state(device) for device in self._devices}
@@ -194,3 +239,15 @@ def _like(state: ModelState, tensors: Iterable[Tensor]) -> ModelState:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _require_alike(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless both have the same names, dtypes and shapes, and what is given is finite."""
+    for name in sorted(given.keys() | expected.keys()):
+        if name not in given or name not in expected:
+            raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
+        forms = [f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (given[name], expected[name])]
+        if forms[0] != forms[1]:
+            raise ValueError("{} is {}, expected {}".format(name, *forms))
+        if not given[name].isfinite().all():
+            raise ValueError(f"{name} is not finite")

@@ -143,13 +143,46 @@ def test_parameters_lie_end_to_end_and_those_of_bfloat16_begin_where_a_gpu_likes
         assert weight.eq(i).all() and leaf.eq(i).all()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_not_hidden(bad):
+SPOILT = {  # the gradients of a step, and its errors
+    "a gradient is nan": (lambda given: [*given[:2], given[2].index_fill(0, torch.tensor(3), math.nan), given[3]], 1.0),
+    "a gradient is infinite": (lambda given: [given[0].fill_(-math.inf), *given[1:]], 1.0),
+    "the norm overflows": (lambda given: [given[0].fill_(3e38), *given[1:]], 1.0),
+    "the error is nan": (lambda given: given, math.nan),
+    "the error is infinite": (lambda given: given, math.inf),
+}
+
+
+@pytest.mark.parametrize("copies", [lambda weights: weights, halved], ids=["float32", "with bfloat16"])
+@pytest.mark.parametrize(("spoil", "errors"), SPOILT.values(), ids=SPOILT)
+def test_a_step_that_is_not_finite_is_not_made_nor_is_any_after_it(spoil, errors, copies):
     weights = parameters()
-    spoilt = [gradient.fill_(bad) for gradient in gradients(0)]
-    _, norm = descend(descent_of(weights, TrainConfig(updates=1)), weights, spoilt)
-    assert not norm.isfinite()
-    assert not any(weight.isfinite().any() for weight in weights)
+    working = copies(weights)
+    descent = descent_of(weights, TrainConfig(updates=STEPS, learning_rate=0.1, warmup_updates=0), working)
+
+    def given(step):
+        return [gradient.to(leaf.dtype) for gradient, leaf in zip(gradients(step), working, strict=True)]
+
+    for step in range(3):
+        assert all(number.isfinite() for number in descend(descent, working, given(step)))
+    kept = [x.clone() for x in (*weights, *working, *descent.state_dict().values())]
+
+    first = descend(descent, working, spoil(given(3)), errors)
+    later = [descend(descent, working, given(step)) for step in range(4, 7)]
+
+    assert not torch.stack(first).isfinite().all() and descent.done == 3
+    torch.testing.assert_close([first] * 3, later, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close([*weights, *working, *descent.state_dict().values()], kept, rtol=0, atol=0)
+
+
+def test_the_gradients_that_are_not_finite_are_known_by_their_parameters():
+    weights = parameters()
+    working = halved(weights)
+    descent = descent_of(weights, TrainConfig(updates=1), working)
+    spoilt = [gradient.to(leaf.dtype) for gradient, leaf in zip(gradients(0), working, strict=True)]
+    for index in (1, 3):  # of four, of which the first and the third come before
+        spoilt[index].view(-1)[-1] = math.nan
+    descend(descent, working, spoilt)
+    assert descent.not_finite() == [1, 3]
 
 
 # the learning rate

@@ -21,7 +21,7 @@ from test_policy import make_checkpoint
 
 import drl.engine
 from drl import exported
-from drl.engine import ENGINES, Engine
+from drl.engine import ENGINES, ActionError, Engine
 from drl.errors import UserError
 from drl.kernels import cpu, instruction_sets
 from drl.policy import RecurrentPolicy
@@ -276,6 +276,44 @@ def test_an_observation_that_is_not_finite_is_refused_by_row_and_channel_and_the
 
 
 @pytest.mark.parametrize("kind", ["torch", *ENGINES])
+def test_an_action_that_is_not_finite_is_never_given_and_the_state_is_kept(kind):
+    policy = RecurrentPolicy(make_checkpoint(), engine=kind)
+    observation = np.ones((20, 5))
+    _, state = policy.step(observation, 0.0, policy.initial_state(20))
+    kept = state.tensors()
+    observation[17] = 3e38  # over a standard deviation below 1 it overflows
+
+    for call in (policy.step, lambda x, reward, state: policy.predict(x, state, reward=reward)):
+        with pytest.raises(ActionError) as caught:
+            call(observation, np.zeros(20), state)
+        assert caught.value.row == 17
+        assert str(caught.value) == ("action of row 17 is not finite although its observation and reward are: a number "
+                                     "overflowed; begin the episode anew")
+    torch.testing.assert_close(state.tensors(), kept, rtol=0, atol=0)
+    policy.reset(20)
+    for form in (observation, observation.tolist(), torch.tensor(observation)):
+        with pytest.raises(ActionError, match="action of row 17"):
+            policy.act(form)
+        policy.reset(20)
+    if kind != "torch":
+        with pytest.raises(ActionError, match="action of row 2 is"):
+            policy.in_place(20)(observation[[3, 4, 17]], 0.0, np.array([3, 4, 17]))
+
+
+def test_where_the_short_way_was_not_built_an_action_that_is_not_finite_is_not_given_either(monkeypatch):
+    monkeypatch.setattr(cpu.CompiledPolicy, "caller", lambda self, *args, **kwargs: None)
+    with pytest.raises(ActionError, match="action of row 0"):
+        RecurrentPolicy(make_checkpoint(), engine="cpu").act(np.full((1, 5), 3e38))
+
+
+@pytest.mark.parametrize("kind", ["torch", *ENGINES])
+def test_a_target_that_is_not_finite_is_refused(kind):
+    policy = RecurrentPolicy(make_checkpoint(), engine=kind)
+    with pytest.raises(ValueError, match="target_return of row 1 is not finite: inf"):
+        policy.initial_state(3, [1.0, np.inf, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["torch", *ENGINES])
 def test_a_reward_that_is_not_finite_is_refused_unless_an_episode_begins(kind):
     policy = RecurrentPolicy(make_checkpoint(), engine=kind)
     reward = np.array([0, np.nan, 0])
@@ -393,10 +431,12 @@ def test_an_unknown_instruction_set_names_those_of_the_machine(kind):
         engine(make_checkpoint(), kind, "mmx")
 
 
-def test_weights_that_are_missing_or_of_another_size_are_named():
+def test_weights_that_are_missing_of_another_size_or_not_finite_are_named():
     for change, message in ((lambda weights: weights.pop("blocks.1.mlp.2.bias"), "lack model.blocks.1.mlp.2.bias"),
                             (lambda weights: weights.update({"head.bias": torch.zeros(8)}),
-                             "model.head.bias has 8 numbers, expected 7")):
+                             "model.head.bias has 8 numbers, expected 7"),
+                            (lambda weights: weights["blocks.0.mlp.0.bias"].fill_(torch.inf),
+                             "model.blocks.0.mlp.0.bias is not finite")):
         checkpoint = make_checkpoint()
         change(checkpoint.weights)
         with pytest.raises(UserError, match=message):
@@ -456,6 +496,16 @@ def test_the_program_in_c_acts_as_the_policy_in_python(program, weights):
     np.testing.assert_array_equal(np.array([line.split() for line in result.stdout.splitlines()], np.float32), expected)
 
 
+@pytest.mark.parametrize(("reward", "observation", "message"), [
+    ("0", "3e38", "an action is not finite"), ("0", "inf", "an observation is not finite"),
+    ("nan", "1", "a reward is not finite"),
+])
+def test_what_is_not_finite_ends_the_program_in_c_with_its_name(program, weights, reward, observation, message):
+    lines = "0 1 1 1 1 1\n" + " ".join([reward] + 5 * [observation])
+    result = subprocess.run([program, weights], input=lines, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, message + "\n") and len(result.stdout.splitlines()) == 1
+
+
 def damaged(weights: Path):
     """What else may lie under the name of a policy, and what is said of it."""
     content = weights.read_bytes()
@@ -475,6 +525,8 @@ def damaged(weights: Path):
     yield content.replace(b"head.bias", b"head.bios"), "the weights lack model.head.bias"
     yield content[:8] + b"{" * (header - 8) + content[header:], "header is damaged"
     yield content[:header] + b"\xff" * (len(content) - header), "is not finite"
+    std = make_checkpoint().normaliser.std
+    yield content.replace(std.tobytes(), np.float32([*std[:-1], 0]).tobytes()), "normaliser.std is not positive"
 
 
 def test_a_damaged_file_is_refused_in_one_line_from_c(program, weights):

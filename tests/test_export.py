@@ -137,9 +137,16 @@ def test_a_policy_that_does_not_reproduce_its_trace_is_refused(policy, kind, nam
     assert "does not do what its golden trace says: an action is off by 0.0" in refusal(policy, kind)
 
 
-def test_a_policy_whose_actions_are_not_finite_is_refused(policy):
-    edit(policy, "model.safetensors", lambda tensors: tensors | {"model.head.bias": torch.full((A,), np.nan)})
-    assert "an action is off by inf" in refusal(policy, engine="torch")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_policy_whose_numbers_are_not_finite_is_refused(policy, value):
+    edit(policy, "model.safetensors", lambda tensors: tensors | {"normaliser.mean": torch.full((O,), value)})
+    assert "normaliser.mean is not finite" in refusal(policy)
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_a_policy_whose_actions_are_not_finite_is_refused(policy, engine):
+    edit(policy, "model.safetensors", lambda tensors: tensors | {"normaliser.std": torch.full((O,), 1e-40)})
+    assert "an action is off by inf" in refusal(policy, engine=engine)
 
 
 @POLICIES

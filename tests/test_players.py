@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from drl import engine
+from drl.engine import ActionError
 from drl.players import LANE, groups, players
 from drl.policy import RecurrentPolicy, WindowPolicy
 from toys import TARGET, checkpoint
@@ -61,3 +62,13 @@ def test_a_row_answers_as_it_would_alone_while_others_drop_out(kind, engine, tor
             expected = alone(observation[None], np.array([reward]), np.array([0]))
             assert expected.dtype == np.float32 and expected.shape == (1, 3)
             np.testing.assert_array_equal(expected[0], action)
+
+
+@pytest.mark.parametrize("policy, engine", [(RecurrentPolicy, "torch"), (WindowPolicy, "torch"), COMPILED])
+def test_the_row_without_an_action_is_that_of_the_call(policy, engine):
+    act = players(policy(checkpoint(), engine=engine), np.arange(20, 25), TARGET)
+    observations = np.ones((3, 11))
+    observations[1] = 3e38
+    with pytest.raises(ActionError) as caught:
+        act(observations, np.zeros(3), np.array([4, 3, 0]))
+    assert caught.value.row == 1

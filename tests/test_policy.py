@@ -20,7 +20,7 @@ from drl import checkpoint as checkpoints
 from drl.checkpoint import Checkpoint
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.data.store import Normaliser, Spaces
-from drl.engine import unavailable
+from drl.engine import ActionError, unavailable
 from drl.errors import UserError
 from drl.model import DecisionTransformer
 from drl.policy import PolicyState, RecurrentPolicy, WindowPolicy
@@ -513,3 +513,26 @@ def test_a_policy_loaded_from_a_run_acts_as_the_one_that_was_saved(name, tmp_pat
         action = expected.act(observation, 0.5)
         np.testing.assert_array_equal(from_run.act(observation, 0.5), action)
         np.testing.assert_array_equal(from_folder.act(observation, 0.5), action)
+
+
+@pytest.mark.parametrize("kind", [BY_TORCH, WindowPolicy, *COMPILED])
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("mean", np.nan, "normaliser.mean of the policy is not finite"),
+    ("std", np.inf, "normaliser.std of the policy is not finite"),
+    ("std", 0.0, "normaliser.std of the policy is not positive"),
+    ("std", -1.0, "normaliser.std of the policy is not positive"),
+    ("blocks.1.mlp.0.weight", np.nan, "model.blocks.1.mlp.0.weight of the policy is not finite"),
+])
+def test_a_policy_whose_numbers_are_not_finite_is_not_made(kind, name, value, message):
+    damaged = make_checkpoint()
+    (getattr(damaged.normaliser, name) if name in ("mean", "std") else damaged.weights[name])[-1] = value
+    with pytest.raises(UserError) as caught:
+        kind(damaged)
+    assert str(caught.value) == message + "; use an older checkpoint"
+
+
+def test_a_window_whose_action_is_not_finite_gives_none():
+    policy = WindowPolicy(make_checkpoint())
+    with pytest.raises(ActionError) as caught:
+        policy.step(np.array([[1.0] * O, [3e38] * O]), 0.0, policy.initial_state(2))
+    assert caught.value.row == 1

@@ -291,9 +291,27 @@ def test_an_action_that_is_not_finite_names_its_episode():
 @pytest.mark.parametrize("engine", ["torch", BEST])
 def test_damaged_weights_are_not_played(engine):
     damaged = checkpoint()
-    damaged.weights["head.bias"][0] = torch.nan
+    damaged.normaliser.std[:] = 1e-40  # what is divided by it overflows
     with pytest.raises(EvaluationFailed, match="action in episode 0, step 0 is not finite"):
         play(RecurrentPolicy(damaged, engine=engine), episodes=2)
+
+
+@pytest.mark.parametrize("engine", ["torch", BEST])
+def test_an_observation_that_overflows_within_the_policy_names_its_episode(engine, monkeypatch):
+    step = envs.MujocoEnvs.step
+
+    def overflowing(self, rows, actions):
+        result = step(self, rows, actions)
+        if self._steps[1] == 4:
+            result.observations[1, 2] = 3e38
+        return result
+
+    monkeypatch.setattr(envs.MujocoEnvs, "step", overflowing)
+    with pytest.raises(UserError) as caught:
+        play(RecurrentPolicy(checkpoint(), engine=engine), environments=4, episodes=8, threads=1)
+    assert str(caught.value) == (
+        "the policy's action in episode 1, step 4 is not finite; the weights or the observation are damaged"
+    )
 
 
 @pytest.mark.parametrize("kind", [COMPILED])

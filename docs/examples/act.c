@@ -21,8 +21,9 @@ int main(int argc, char **argv) {
     while (scanf("%f", &reward) == 1) {
         for (int i = 0; i < sizes.observation_dim; ++i)
             if (scanf("%f", observation + i) != 1) return fprintf(stderr, "an observation is too short\n"), 1;
-        if (drl_policy_step(policy, 1, NULL, observation, &reward, NULL, state, state, action, 1))
-            return fprintf(stderr, "an observation or a reward is not finite\n"), 1;
+        const int64_t bad = drl_policy_step(policy, 1, NULL, observation, &reward, NULL, state, state, action, 1);
+        const char *what = bad < 0 ? "a reward" : bad > 1 ? "an action" : "an observation";
+        if (bad) return fprintf(stderr, "%s is not finite\n", what), 1;
         for (int i = 0; i < sizes.action_dim; ++i)
             printf("%.9g%c", action[i], i + 1 < sizes.action_dim ? ' ' : '\n');
     }

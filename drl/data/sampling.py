@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drl.config import TrainConfig
-from drl.data.store import EpisodeStore
+from drl.data.store import CHUNK, EpisodeStore
 from drl.errors import UserError
 
 
@@ -59,6 +59,24 @@ class Steps:
         )
         self.device = device
 
+    def locate(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """The episode of each step in the store, and its timestep."""
+        episode = torch.searchsorted(self.starts, step, right=True) - 1
+        return episode, step - self.starts[episode]
+
+    def first_not_finite(self) -> str | None:
+        """Where a number is not finite, as "episode 3, step 5, field actions"; None: nowhere, as when the store was
+        made. Files that are mapped may have changed since. Reads all, CHUNK steps at a time.
+        """
+        for start in range(0, len(self.actions), CHUNK):
+            for field in ("observations", "actions", "returns_to_go"):
+                rows = getattr(self, field)[start: start + CHUNK]
+                bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()
+                if len(bad):
+                    episode, timestep = self.locate(start + bad[0])
+                    return f"episode {episode.item()}, step {timestep.item()}, field {field}"
+        return None
+
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns-to-go, observations and actions of the steps at `index` in the store, ready for the model."""
         return (
@@ -86,11 +104,7 @@ class _Sampler:
 
     def _draw_steps(self, count: int) -> tuple[Tensor, Tensor]:
         """Steps drawn uniformly from all, as (episode, timestep)."""
-        return self._locate(self._draw(len(self.steps.actions), count))
-
-    def _locate(self, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        episode_B = torch.searchsorted(self.steps.starts, step_B, right=True) - 1
-        return episode_B, step_B - self.steps.starts[episode_B]
+        return self.steps.locate(self._draw(len(self.steps.actions), count))
 
     def _gather(self, *drawn: Tensor) -> Batch:
         """The batch of what all rows drew: episode, position and restart, (B,) each."""
@@ -108,6 +122,11 @@ class _Sampler:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from tensors in the dtypes and shapes of `state_dict`.
+
+        Raises:
+            ValueError, RuntimeError: they stand where there is no step, or are no state of a generator.
+        """
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -120,7 +139,7 @@ class WindowSampler(_Sampler):
 
     def advance(self, step_B: Tensor) -> Batch:
         """All of a batch but what is random, as a function of tensors that can be compiled."""
-        return self._gather(*self._locate(step_B), torch.ones_like(step_B, dtype=torch.bool))
+        return self._gather(*self.steps.locate(step_B), torch.ones_like(step_B, dtype=torch.bool))
 
 
 class StreamSampler(_Sampler):
@@ -162,6 +181,12 @@ class StreamSampler(_Sampler):
         return super().state_dict() | {name: getattr(self, name).flatten().clone() for name in self.STREAMS}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        episode, position = (state[name].to(self.steps.device) for name in ("episode", "position"))
+        starts, episodes = self.steps.starts, len(self.steps.starts) - 1
+        if ((episode < 0) | (episode >= episodes)).any():
+            raise ValueError(f"sampler.episode is not of the {episodes} episodes")
+        if ((position < 0) | (position >= starts[episode + 1] - starts[episode])).any():
+            raise ValueError("sampler.position is beyond its episode")
         super().load_state_dict(state)
         for name in self.STREAMS:
             streams = getattr(self, name)

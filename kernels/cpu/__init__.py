@@ -22,7 +22,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-ABI = 1
+ABI = 2
 PRECISIONS = {"float32": 0, "bfloat16": 1}
 FEATURE_MAPS = {"elu1": 0, "relu": 1, "identity": 2}
 ERROR = 500  # bytes of a message
@@ -98,7 +98,8 @@ class CompiledPolicy:
 
         Raises:
             OSError: there is no library.
-            ValueError: a tensor is missing or does not fit the sizes, or the machine lacks the instruction set.
+            ValueError: a tensor is missing, does not fit the sizes or is not finite; the machine lacks the instruction
+                set.
         """
         self._functions = functions = _library()
         named = (_Tensor * len(tensors))(*(
@@ -119,20 +120,28 @@ class CompiledPolicy:
         self.step = functools.partial(functions.drl_policy_step, self._policy)
 
     def caller(
-        self, *addresses: int, rows: int, channels: int, threads: int, result: Callable[[], object], owner: object
+        self,
+        *addresses: int,
+        rows: int,
+        channels: int,
+        threads: int,
+        result: Callable[[], object],
+        refuse: Callable[[int], object],
+        owner: object,
     ):
         """act(observations, reward) of act.c; None where it was not built.
 
         Args:
             addresses: of observations, rewards, states and actions, in memory that `owner` keeps.
             result: called for what it returns.
+            refuse: called with what drl_policy_step returned, where that is not 0; raises.
         """
         try:
             act = importlib.import_module("drl.kernels.cpu._act")
         except ImportError:
             return None
         step = ctypes.cast(self._functions.drl_policy_step, ctypes.c_void_p).value
-        return act.Caller(step, self._policy, *addresses, rows, channels, threads, result, (self, owner))
+        return act.Caller(step, self._policy, *addresses, rows, channels, threads, result, refuse, (self, owner))
 
     def __del__(self):
         if getattr(self, "_policy", None):

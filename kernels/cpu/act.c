@@ -19,6 +19,7 @@ typedef struct {
     Py_ssize_t rows, channels;
     int threads, busy; /* busy is changed with the interpreter's lock held */
     PyObject *result;  /* called for the actions to give away */
+    PyObject *refuse;  /* called with what `step` returned instead of 0, raises */
     PyObject *owner;   /* keeps the memory and the policy */
 } Caller;
 
@@ -66,7 +67,7 @@ static PyObject *act(PyObject *object, PyObject *const *arguments, size_t count,
                      self->actions, self->threads);
     Py_END_ALLOW_THREADS
     self->busy = 0;
-    if (bad) Py_RETURN_NONE; /* nothing was written: Python asks again and tells */
+    if (bad) return PyObject_CallFunction(self->refuse, "L", (long long)bad);
     return PyObject_CallNoArgs(self->result);
 }
 
@@ -89,10 +90,10 @@ static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *names) 
     unsigned long long step, policy, observations, rewards, state, actions;
     Py_ssize_t rows, channels;
     int threads;
-    PyObject *result, *owner;
+    PyObject *result, *refuse, *owner;
     if (names && PyDict_GET_SIZE(names)) return PyErr_SetString(PyExc_TypeError, "takes no names"), NULL;
-    if (!PyArg_ParseTuple(arguments, "KKKKKKnniOO", &step, &policy, &observations, &rewards, &state, &actions, &rows,
-                          &channels, &threads, &result, &owner))
+    if (!PyArg_ParseTuple(arguments, "KKKKKKnniOOO", &step, &policy, &observations, &rewards, &state, &actions, &rows,
+                          &channels, &threads, &result, &refuse, &owner))
         return NULL;
     Caller *self = (Caller *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -102,12 +103,13 @@ static PyObject *make(PyTypeObject *type, PyObject *arguments, PyObject *names) 
     self->observations = (float *)(uintptr_t)observations, self->rewards = (float *)(uintptr_t)rewards;
     self->state = (float *)(uintptr_t)state, self->actions = (float *)(uintptr_t)actions;
     self->rows = rows, self->channels = channels, self->threads = threads;
-    self->result = Py_NewRef(result), self->owner = Py_NewRef(owner);
+    self->result = Py_NewRef(result), self->refuse = Py_NewRef(refuse), self->owner = Py_NewRef(owner);
     return (PyObject *)self;
 }
 
 static void forget(PyObject *self) {
     Py_XDECREF(((Caller *)self)->result);
+    Py_XDECREF(((Caller *)self)->refuse);
     Py_XDECREF(((Caller *)self)->owner);
     Py_TYPE(self)->tp_free(self);
 }

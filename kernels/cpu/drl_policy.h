@@ -26,7 +26,7 @@ extern "C" {
 #define DRL_API __attribute__((visibility("default")))
 #endif
 
-#define DRL_ABI 1
+#define DRL_ABI 2
 
 typedef struct drl_policy drl_policy;
 
@@ -56,7 +56,7 @@ DRL_API int drl_abi(void);
 DRL_API const char *drl_instruction_sets(void);
 
 /* Copy and pack the weights. instruction_set: one of drl_instruction_sets(), or NULL for the first. Returns NULL if
- * something is missing or does not fit, with one line in `error`. */
+ * something is missing, does not fit or is not finite, with one line in `error`. */
 DRL_API drl_policy *drl_policy_new(const drl_sizes *sizes, const drl_tensor *tensors, int64_t count, int precision,
                            const char *instruction_set, char *error, size_t error_size);
 
@@ -92,7 +92,9 @@ DRL_API void drl_policy_start(const drl_policy *policy, float *state, float targ
  *     after        states after the step; may be `before`
  *     action       written: in the environment's box, (n, action_dim)
  *     threads      how many share the work, if there is enough of it
- * Returns 0; or, with nothing written, 1 + i if observation i is not finite, or -(1 + i) if reward i is not. */
+ * Returns 0; or, with nothing written, 1 + i if observation i is not finite, or -(1 + i) if reward i is not; or, with
+ * all states and actions written, 1 + n + i if action i is not finite, which is no action to be taken: a number has
+ * overflowed, and states that were overwritten are of no use any more. */
 DRL_API int64_t drl_policy_step(const drl_policy *policy, int64_t n, const int64_t *rows, const float *observation,
                         const float *reward, const uint8_t *begins, const float *before, float *after, float *action,
                         int threads);

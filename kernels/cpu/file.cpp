@@ -156,9 +156,6 @@ File::File(const char *name) : name_(name) {
     } catch (const std::runtime_error &problem) {
         refuse(problem.what());
     }
-    for (const drl_tensor &tensor : tensors_)
-        for (int64_t i = 0; i < tensor.count; ++i)
-            if (!std::isfinite(tensor.data[i])) refuse(std::string(tensor.name) + " is not finite");
     if (said("format") != "1") refuse("has format " + said("format") + ", this library reads 1");
 }
 

@@ -58,7 +58,19 @@ const InstructionSet &chosen(const char *name) {
                                 drl_instruction_sets());
 }
 
-/* The arrays that the weights come in, by name and checked for size. */
+bool finite(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return (bits & 0x7f800000u) != 0x7f800000u;
+}
+
+bool finite(const float *values, int64_t count) {
+    bool all = true;
+    for (int64_t i = 0; i < count; ++i) all &= finite(values[i]);
+    return all;
+}
+
+/* The arrays that the weights come in, by name and checked. */
 class Tensors {
 public:
     Tensors(const drl_tensor *tensors, int64_t count) {
@@ -70,6 +82,7 @@ public:
         if (found->second->count != count)
             throw std::invalid_argument(name + " has " + std::to_string(found->second->count) + " numbers, expected " +
                                         std::to_string(count));
+        if (!finite(found->second->data, count)) throw std::invalid_argument(name + " is not finite");
         return found->second->data;
     }
 
@@ -184,6 +197,8 @@ private:
         packed.norm_weight = weight, packed.norm_bias = bias;
         packed.mean = copy(t.get("normaliser.mean", s.observation_dim), s.observation_dim);
         packed.std = copy(t.get("normaliser.std", s.observation_dim), s.observation_dim);
+        for (int i = 0; i < s.observation_dim; ++i)
+            if (!(packed.std[i] > 0)) throw std::invalid_argument("normaliser.std is not positive");
         packed.low = copy(t.get("action.low", s.action_dim), s.action_dim);
         packed.high = copy(t.get("action.high", s.action_dim), s.action_dim);
     }
@@ -259,18 +274,6 @@ void *workspace(int64_t bytes) {
     static thread_local int64_t size = 0;
     if (size < bytes) memory = zeros(bytes), size = bytes;
     return memory.get();
-}
-
-bool finite(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    return (bits & 0x7f800000u) != 0x7f800000u;
-}
-
-bool finite(const float *values, int count) {
-    bool all = true;
-    for (int i = 0; i < count; ++i) all &= finite(values[i]);
-    return all;
 }
 
 template <class Make> drl_policy *made(char *error, size_t error_size, const Make &make) {
@@ -350,5 +353,7 @@ int64_t drl_policy_step(const drl_policy *policy, int64_t n, const int64_t *rows
     };
     if (n <= size) work(0);
     else drl::share((n + size - 1) / size, threads, std::ref(work));
+    for (int64_t i = 0; i < n; ++i)
+        if (!finite(action + i * A, A)) return 1 + n + i;
     return 0;
 }
