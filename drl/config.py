@@ -4,14 +4,19 @@ Precedence: defaults here < configs/*.yaml < options on the command line. The co
 """
 
 import dataclasses
-import math
+import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self
 
 import yaml
 
-from drl.errors import UserError, did_you_mean
+from drl import bounds, disk, foreign, trees
+from drl.bounds import bounded, not_negative, positive
+from drl.errors import UserError
+
+CHECKSUM = b"# sha256: "  # then that of all lines above: the last line of a run's config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +51,14 @@ class ModelConfig:
     """returns-to-go are divided by this before they are embedded"""
 
     def __post_init__(self):
-        _positive(self, "model", "width", "layers", "heads", "max_timesteps", "return_scale")
+        bounded(self, "model")
+        positive(self, "model", "width", "layers", "heads", "max_timesteps", "return_scale")
         if self.width % self.heads:
             raise UserError(f"model.heads must divide model.width, got heads={self.heads}, width={self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        bounds.product(bounds.WEIGHTS, "weights", "model.width and model.max_timesteps", self.width, self.max_timesteps)
+        bounds.product(bounds.WEIGHTS, "weights", "model.width and model.layers", self.width**2, self.layers, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +116,11 @@ class TrainConfig:
     """updates between two evaluations during training; 0: none"""
 
     def __post_init__(self):
-        positive = ("updates", "batch_size", "context", "stream_groups", "learning_rate", "max_grad_norm", "log_every")
-        _positive(self, "train", *positive, "checkpoint_every", "keep_checkpoints")
-        _not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every")
+        bounded(self, "train")
+        positive(self, "train", "updates", "batch_size", "context", "stream_groups", "learning_rate", "max_grad_norm",
+                 "log_every", "checkpoint_every", "keep_checkpoints")
+        not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every")
+        bounds.product(bounds.STEPS, "steps", "train.batch_size and train.context", self.batch_size, self.context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +144,9 @@ class EvaluateConfig:
     where the attention allows"""
 
     def __post_init__(self):
-        _positive(self, "evaluate", "episodes", "environments")
-        _not_negative(self, "evaluate", "seed")
+        bounded(self, "evaluate")
+        positive(self, "evaluate", "episodes", "environments")
+        not_negative(self, "evaluate", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +170,18 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self):
-        _not_negative(self, "", "seed")
+        bounded(self, "")
+        not_negative(self, "", "seed")
+        bounds.plain(self.dataset, "Minari id such as drl/hopper/medium-v0")
+        bounds.plain(self.environment, "Gymnasium id such as Hopper-v5")
         if self.model.attention == "softmax" and self.train.sampling == "state_passing":
             raise UserError(
                 "model.attention softmax has no state to pass; add --train.sampling windows, or use linear attention"
             )
+        model, train = self.model, self.train
+        if train.sampling == "state_passing":
+            bounds.product(bounds.STATES, "numbers of state", "train.stream_groups, train.batch_size and the model",
+                           train.stream_groups, train.batch_size, model.layers, model.width, model.width // model.heads)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, for YAML and JSON."""
@@ -172,7 +190,7 @@ class Config:
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Self:
         """The inverse of to_dict. Raises UserError for a key this version does not know."""
-        return _build(cls, tree, where="")
+        return trees.build(cls, trees.stated(cls, tree))
 
 
 def config_keys(cls: type = Config, where: str = "") -> list[str]:
@@ -191,63 +209,51 @@ def settled(stored: Config) -> Config:
     return dataclasses.replace(stored, train=dataclasses.replace(stored.train, **unsaid))
 
 
+def write_config(path: Path, config: Config) -> None:
+    """The config of a run, for `read_config`: whole or not at all, in the place of what stood there, and with a
+    checksum."""
+    body = yaml.safe_dump(config.to_dict(), sort_keys=False).encode()
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    with open(partial, "xb") as file:
+        file.write(body + _checksum(body))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    disk.sync(path.parent)
+
+
 def read_config(path: Path) -> Config:
     """The resolved config of a run folder.
 
     Raises:
-        UserError: the file is missing or is not what `drl train` wrote.
+        UserError: the file is missing, is not what `drl train` wrote, or was changed since and still has its checksum.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    content = foreign.read_bytes(path, "config", foreign.YAML, follow=True)
+    body, mark, _ = content.rpartition(CHECKSUM)
+    marked = mark or content.rstrip().rpartition(b"\n")[2].startswith(b"#")  # the mark itself may be damaged
+    if marked and content != body + _checksum(body):
+        raise UserError(f"{path} is damaged: its last line is not the checksum of the lines above; if you changed them "
+                        "on purpose, take the last line out")
+    tree = foreign.read_yaml(path, content)
     try:
         return settled(Config.from_dict(tree))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _build(cls: type, tree: Any, where: str) -> Any:
-    if not isinstance(tree, dict):
-        raise UserError(f"{where.strip('.') or 'a config'} must be a mapping of keys to values, got {tree!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in tree.keys() - fields.keys():
-        name = f"{where}{key}"
-        raise UserError(f"unknown config key {name!r}; {did_you_mean(name, (where + known for known in fields))}")
-    values = {}
-    for key, f in fields.items():
-        if key in tree:
-            values[key] = _value(f.type, tree[key], where + key)
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(f"config key {where + key!r} is missing")
-    return cls(**values)
+def _checksum(body: bytes) -> bytes:
+    return CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n"
 
 
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, name + ".")
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
-        return value
-    if get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise UserError(f"{name} must be list, got {value!r}")
-        return [_value(get_args(kind)[0], item, name) for item in value]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise UserError(f"{name} must be {kind.__name__}, got {value!r}")
-    return value
+def read_options(path: Path) -> dict[str, Any]:
+    """What a config file states, by dotted key.
 
-
-def _positive(config: Any, where: str, *names: str) -> None:
-    for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise UserError(f"{where}.{name} must be positive, got {getattr(config, name)}")
-
-
-def _not_negative(config: Any, where: str, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise UserError(f"{where}.{name}".strip(".") + f" must not be negative, got {getattr(config, name)}")
+    Raises:
+        UserError: the file cannot be read, or a key or the type of a value is not one of a config.
+    """
+    tree = foreign.read_yaml(path, foreign.read_bytes(path, "config", foreign.YAML, follow=True))
+    try:
+        return trees.stated(Config, tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,7 +1,9 @@
 """The options of the command line: the only file that imports jsonargparse. What the verbs do stands in cli.py."""
 
 import argparse
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,32 +11,40 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser
 
-from drl.config import Config, config_keys
-from drl.errors import UserError, did_you_mean
+from drl import foreign
+from drl.bounds import MOST
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys, read_options
+from drl.errors import UserError, did_you_mean, shown
 
 Mode = Literal["auto", "recurrent", "window"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Format = Literal["safetensors", "pt2", "onnx"]
 FeatureMap = Literal["elu1", "identity"]
 WINDOW_NOTE = "recurrent: the state goes on; window: the last K steps are recomputed; auto: what the attention allows"
+OPTION, LINE = 10_000, 400  # characters of an option and of a message, at most
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 HIDDEN = {"help", "print_config", "print_shtab", "verb"}
 
 
 class ConfigFile(jsonargparse.ActionConfigFile):
-    """--config, with the file's name in the message when it is no YAML."""
+    """--config: what the file states become options. jsonargparse itself reads no file: it would import what a file
+    names as a class."""
 
     def __call__(self, parser, options, value, option_string=None):
-        if Path(value).is_file():
-            try:
-                yaml.safe_load(Path(value).read_text())
-            except (UnicodeDecodeError, yaml.YAMLError) as error:
-                text = " ".join(str(error).replace('in "<unicode string>",', "at").split())
-                raise UserError(f"{value} is not YAML: {text}") from error
-        super().__call__(parser, options, value, option_string)
+        if not os.path.exists(value):
+            raise UserError(f"no such file: {value}; they are in configs/, e.g. configs/hopper/medium-replay.yaml")
+        for key, stated in read_options(Path(value)).items():
+            options[key] = stated
 
 
 class Parser(ArgumentParser):
     """jsonargparse's, with messages of one line that say what to type."""
+
+    def parse_args(self, args=None, *rest, **named):
+        for argument in sys.argv[1:] if args is None else args:
+            if len(argument) > OPTION or CONTROL.search(argument):
+                raise UserError(f"an option must be one line of at most {OPTION} characters, got {shown(argument)}")
+        return super().parse_args(args, *rest, **named)
 
     def error(self, message: str, *_: Any, **__: Any):
         raise UserError(_cure(message, self))
@@ -43,6 +53,7 @@ class Parser(ArgumentParser):
 def build() -> Parser:
     """The parser of `drl` with all its verbs; `verb` (and `<verb>.verb`) name the one chosen."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_loader("yaml", foreign.parse_yaml, exceptions=(yaml.YAMLError,))
     parser = Parser(prog="drl", description="Decision transformers with linear attention: train in parallel, act "
                     "recurrently, one timestep at a time at constant cost.", version=None)
     verbs = parser.add_subcommands(dest="verb")
@@ -56,7 +67,7 @@ def build() -> Parser:
                       "folder of its own and with the numbers it would have alone (default: --seed)")
     verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder; "
                       "with --run alone, with the config found there")
-    verb.add_class_arguments(Config, skip={"dataset"})
+    _add_config(verb)
     verb.add_argument("--dataset", type=str, default="", help="Minari id, e.g. drl/hopper/medium-replay-v0; one that "
                       "is not local is downloaded")
     verbs.add_subcommand("train", verb, help="train a policy")
@@ -122,9 +133,8 @@ def build() -> Parser:
     verb.add_argument("--plot", type=str | None, default=None, help="also draw histograms of returns and lengths into "
                       "this PNG file; needs the extra drl[report]")
     data.add_subcommand("show", verb, help="describe a dataset")
-    data.add_subcommand("list", Parser(description="Datasets on this machine, and those that can be collected, "
-                                       "downloaded or imported."),
-                        help="list datasets")
+    verb = Parser(description="Datasets on this machine, and those that can be collected, downloaded or imported.")
+    data.add_subcommand("list", verb, help="list datasets")
 
     verb = Parser(description="Table of the scores under a folder of runs: one row per dataset, variant and acting "
                   "mode, mean over seeds with a 95% bootstrap interval. Prints Markdown.")
@@ -204,24 +214,33 @@ def build() -> Parser:
     return parser
 
 
+def _add_config(verb: Parser) -> None:
+    """An option for each key of a config, in groups; none for a group, whose value could name a file or a class."""
+    nested = {"model": ModelConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+    for key, cls in {None: Config, **nested}.items():
+        group = verb.add_argument_group(cls.__doc__.strip("."))
+        group.add_class_arguments(cls, key, as_group=False, skip={"dataset", *nested})
+        for action in group._group_actions:
+            if action.dest in MOST:
+                action.help += f", {MOST[action.dest]} at most"
+
+
 def _cure(message: str, parser: ArgumentParser) -> str:
     """jsonargparse's message on one line, in words for a user, with the near miss named."""
     text = " ".join(message.split())
-    unknown = r"(?i)unrecognized arguments: -*([\w.]+)|key '([\w.]+)' is not expected|not accept option '([\w.]+)'"
-    if found := re.search(unknown, text):
-        name = found[1] or found[2] or found[3]
+    if found := re.search(r"(?i)(?:unrecognized arguments|ambiguous option): -*([\w.]+)", text):
         known = {action.dest for action in parser._actions} - HIDDEN
-        return f"unknown option or config key {name!r}; {did_you_mean(name, known or config_keys())}"
-    if found := re.search(r"File does not exist: '(.*)'", text):
-        return f"no such file: {found[1]}; the configs are in configs/, e.g. configs/hopper/medium-replay.yaml"
+        return f"unknown option or config key {shown(found[1])}; {did_you_mean(found[1], known or config_keys())}"
     if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*?)\)", text):
         choices = did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
-        return f"unknown choice {found[1]!r}; {choices}"
+        return f"unknown choice {shown(found[1])}; {choices}"
     if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*Literal\[(.*?)\].*?[Vv]alue: (.*)', text):
         choices = found[2].replace("'", "")
-        return f"{found[1]} must be one of {choices}, got {found[3]!r}"
+        return f"{found[1]} must be one of {choices}, got {shown(found[3])}"
     if found := re.search(r'key "([\w.]+)"(?: element \d+)?: .*?<class \'(\w+)\'>.*[Vv]alue: (.*)', text):
-        return f"{found[1]} must be {found[2]}, got {found[3]!r}"
+        return f"{found[1]} must be {found[2]}, got {shown(found[3])}"
+    if found := re.search(r'key "([\w.]+)"(?: element \d+)?: line \d+: (.*)', text):
+        return f"{found[1]}: {found[2]}"
     if found := re.search(r'expected "([\w.]+)" to be one of \{', text):
         *verb, _ = found[1].split(".")
         names = [" ".join(["drl", *verb, name]) for name in _verbs(verb)]
@@ -229,7 +248,7 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"arguments are required: ([\w.]+)", text):
         *verb, name = found[1].split(".")
         return f"{name} is missing; type: drl {' '.join(verb)} --help"
-    return text
+    return text[:LINE]
 
 
 def _verbs(path: list[str]) -> list[str]:

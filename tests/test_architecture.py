@@ -16,7 +16,8 @@ MODULES = {
 }
 FLOORS = [  # each module may import only from floors below its own
     {"drl.errors", "drl.progress", "drl.versions", "drl.scores", "drl.tracker", "drl.captured"},
-    {"drl.disk", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
+    {"drl.foreign"},
+    {"drl.disk", "drl.bounds", "drl.trees", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device"},
     {"drl.config", "drl.benchmark_figure"},
     {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.cpu.attention"},
@@ -36,6 +37,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.benchmark_attention"},
     {"drl.model"},
     {"drl.data.store", "drl.data.guard", "drl.data.d4rl_hdf5"},
+    {"drl.foreign_tensors"},
     {"drl.data.sampling", "drl.data.packed", "drl.data.minari_metadata", "drl.data.minari_hdf5"},
     {"drl.data.minari_remote"},
     {"drl.data.minari_files"},
