@@ -8,12 +8,17 @@ from typing import Any
 
 from drl import scores
 from drl.errors import UserError
+from drl.foreign import checked, read_json
 from drl.policy import RecurrentPolicy, WindowPolicy
 from drl.rollout import rollout
 from drl.versions import versions
 
 MODES = {"recurrent": RecurrentPolicy, "window": WindowPolicy}
 FILE = "evaluation.json"
+SIZE = 1 << 28  # bytes of it, at most
+KINDS = {"environment": str, "dataset": str, "seed": int, "step": int, "mode": str, "target_return": float,
+         "episodes": int, "normalized_score": float | None, "versions": dict[str, str], "seeds": list[int]}
+KEY = ("environment", "step", "mode", "target_return", "episodes", "seeds")  # tells one result of a run from another
 
 
 def resolve_mode(mode: str, attention: str) -> str:
@@ -97,22 +102,23 @@ def tags(results: list[dict[str, Any]]) -> dict[str, float]:
 def store(results: list[dict[str, Any]], run: Path) -> Path:
     """Put results into <run>/evaluation.json beside those of another step, mode, target, environment or seed."""
     path = run / FILE
-    earlier = read(run)
+    earlier = read(run, *KEY)
     fresh = {_key(result) for result in results}
     kept = [result for result in earlier if _key(result) not in fresh]
     partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)  # it may be a link to another file
     partial.write_text(json.dumps({"format": 1, "results": kept + results}) + "\n")
     os.replace(partial, path)
     return path
 
 
 def _key(result: dict[str, Any]) -> tuple:
-    names = ("environment", "step", "mode", "target_return", "episodes")
-    return (*(result[name] for name in names), result["seeds"][0])
+    *names, seeds = KEY
+    return (*(result[name] for name in names), *result[seeds][:1])
 
 
-def read(run: Path) -> list[dict[str, Any]]:
-    """The results in <run>/evaluation.json; none if there is no such file.
+def read(run: Path, *needed: str) -> list[dict[str, Any]]:
+    """The results in <run>/evaluation.json, each with what is `needed` of KINDS; none if there is no such file.
 
     Raises:
         UserError: the file is not what `store` writes.
@@ -121,6 +127,9 @@ def read(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return json.loads(path.read_text())["results"]
-    except (ValueError, KeyError, TypeError) as error:
+        results = checked(read_json(path, "evaluation", SIZE), "it", {"results": list[dict]})["results"]
+        for result in results:
+            checked(result, "a result", {name: KINDS[name] for name in needed})
+    except UserError as error:
         raise UserError(f"{path} is not an evaluation ({error}); delete it and type: drl evaluate {run}") from error
+    return results

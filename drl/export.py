@@ -41,7 +41,7 @@ def export(run: Path, folder: Path, *, formats: list[str] | tuple[str, ...] = ()
     trace = exported.Trace.record(RecurrentPolicy(checkpoint, "cpu", "torch").double(), checkpoint)
     exported.check(policy, trace, run)
     home = checkpoints.find(run).parent.parent
-    evaluations = [result for result in evaluate.read(home) if result["step"] == checkpoint.step]
+    evaluations = [result for result in evaluate.read(home, "step", "seeds") if result["step"] == checkpoint.step]
     with disk.refusal_told(folder.parent, "the exported policy", "name another folder"), disk.whole(folder) as new:
         exported.write(new, checkpoint, trace, evaluations)
         program = export_step(policy) if {"pt2", "onnx"} & set(formats) else None

@@ -13,21 +13,21 @@ Dimension key: S steps of the trace, O observation, A action.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from drl import checkpoint as checkpoints
-from drl import disk
+from drl import disk, foreign
 from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.store import Spaces
-from drl.errors import UserError
+from drl.errors import UserError, shown
+from drl.foreign_tensors import check_shapes, read_tensors
 from drl.policy_state import WindowState
 from drl.versions import versions
 
@@ -38,6 +38,8 @@ PROTOCOL = ("normalized_score is 100 (return - random) / (expert - random) with 
 STEPS = 100
 TOLERANCE = 1e-4  # on actions, of the half width of the action box
 TOLERANCES = {"cpu-bfloat16": 0.05}  # engines that round more than float32 does
+CARD = {"step": int, "environment": str, "observation_dim": int, "action_dim": int, "dataset": dict, "versions": dict,
+        "config": dict}
 CURE = "export it again: drl export RUN FOLDER --overwrite"
 
 
@@ -59,10 +61,11 @@ class Trace(NamedTuple):
     actions: Tensor
 
     def fits(self, spaces: Spaces) -> bool:
-        """Whether these are the shapes and dtypes of a trace in these spaces."""
+        """Whether these are the shapes and dtypes of a trace in these spaces, and finite numbers."""
         shapes = (STEPS, spaces.observation_dim), (STEPS,), (STEPS,), (), (STEPS, spaces.action_dim)
         dtypes = torch.float32, torch.float32, torch.bool, torch.float32, torch.float32
-        return all(x.shape == shape and x.dtype == dtype for x, shape, dtype in zip(self, shapes, dtypes, strict=True))
+        return all(x.shape == shape and x.dtype == dtype and x.isfinite().all()
+                   for x, shape, dtype in zip(self, shapes, dtypes, strict=True))
 
     @classmethod
     def record(cls, policy, checkpoint: Checkpoint) -> Self:
@@ -102,7 +105,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
     dataset = {"id": config.dataset, "fingerprint": checkpoint.dataset_fingerprint,
                "mean_return": checkpoint.dataset_return}
     scores = [{name: value for name, value in result.items() if not isinstance(value, list)}
-              | {"environment_seed": result["seeds"][0]} for result in evaluations]
+              | {"environment_seed": result["seeds"][0]} for result in evaluations if result["seeds"]]
     disk.write_json(folder / CONFIG, {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -118,7 +121,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
 
 def is_exported(folder: Path) -> bool:
     """Whether `folder` is an exported policy, or what is left of one."""
-    return any((folder / name).is_file() for name in (CONFIG, TRACE))
+    return any(os.path.isfile(folder / name) for name in (CONFIG, TRACE))
 
 
 def load(folder: Path | str) -> tuple[Checkpoint, Trace | None]:
@@ -132,31 +135,39 @@ def load(folder: Path | str) -> tuple[Checkpoint, Trace | None]:
         return checkpoints.load(folder), None
     what = "exported policy"
     disk.require_intact(folder, [CONFIG], what, CURE)
-    card = disk.read_json(folder / CONFIG, what)
+    card = foreign.read_json(folder / CONFIG, what)
     if card.get("format") != FORMAT:
-        raise UserError(f"{what} {folder} has format {card.get('format')}, this version reads {FORMAT}; install the "
-                        "version that wrote it: " + json.dumps(card.get("versions")))
+        raise UserError(f"{what} {folder} has format {shown(card.get('format'))}, this version reads {FORMAT}; install "
+                        f"the version that wrote it: {json.dumps(card.get('versions'))[:400]}")
     disk.require_intact(folder, [MODEL, TRACE], what, CURE)
     try:
-        weights, normaliser, low, high = checkpoints.read_acting(folder / MODEL)
-        trace = Trace(**load_file(folder / TRACE))
-        checkpoint = Checkpoint(
-            config=Config.from_dict(card["config"]),
-            step=card["step"],
-            weights=weights,
-            normaliser=normaliser,
-            spaces=Spaces(card["environment"], card["observation_dim"], low, high),
-            dataset_fingerprint=card["dataset"]["fingerprint"],
-            versions=card["versions"]["trained"],
-            training={},
-            dataset_return=card["dataset"]["mean_return"],
-        )
-    except (KeyError, TypeError, SafetensorError) as error:
+        checkpoint = _checkpoint(card, *checkpoints.read_acting(folder / MODEL))
+        check_shapes(checkpoint.config, checkpoint.weights, checkpoint.spaces, checkpoint.normaliser, MODEL)
+        trace = Trace(**read_tensors(folder / TRACE, what))
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{what} {folder} is not what drl export writes: {' '.join(str(error).split())}; {CURE}"
                         ) from error
     if not trace.fits(checkpoint.spaces):
         raise UserError(f"{what} {folder} is not what drl export writes: {TRACE} does not fit {CONFIG}; {CURE}")
     return checkpoint, trace
+
+
+def _checkpoint(card: dict[str, Any], weights, normaliser, low, high) -> Checkpoint:
+    """The checkpoint of which config.json and model.safetensors were written."""
+    card = foreign.checked(card, CONFIG, CARD)
+    dataset = foreign.checked(card["dataset"], CONFIG, {"fingerprint": str, "mean_return": float | None})
+    versions = foreign.checked(card["versions"], CONFIG, {"trained": dict[str, str]})
+    return Checkpoint(
+        config=Config.from_dict(card["config"]),
+        step=card["step"],
+        weights=weights,
+        normaliser=normaliser,
+        spaces=Spaces(card["environment"], card["observation_dim"], low, high),
+        dataset_fingerprint=dataset["fingerprint"],
+        versions=versions["trained"],
+        training={},
+        dataset_return=dataset["mean_return"],
+    )
 
 
 def check(policy, trace: Trace | None, folder: Path | str) -> None:

@@ -5,7 +5,6 @@ return. A cell is the mean over seeds of each seed's mean score at its final che
 """
 
 import dataclasses
-import json
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from drl import evaluate as evaluation
-from drl import figures, scores
+from drl import figures, foreign, scores
 from drl.config import Config, ModelConfig, TrainConfig, read_config
-from drl.errors import UserError
+from drl.errors import UserError, shown
 
 BOOTSTRAP_SEED = 0
 SMOOTH = 5
+METRICS = 1 << 30  # bytes of a log, at most
+NEEDED = ("dataset", "seed", "step", "mode", "target_return", "episodes", "normalized_score", "versions")
 SAID = ("attention", "sampling", "updates", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
         "evaluate_every")
 
@@ -56,7 +57,7 @@ def report(runs: Path, figure: Path | None = None) -> str:
     rows = _rows(found)
     if not rows:
         raise UserError(f"no evaluated run under {runs}; type: drl evaluate runs/hopper/medium-replay/seed-0")
-    mujoco = set().union(*(row.versions["mujoco"] for row in rows))
+    mujoco = set().union(*(row.versions.get("mujoco", {"unknown"}) for row in rows))
     if len(mujoco) > 1:
         raise UserError(f"runs under {runs} were scored with MuJoCo {' and '.join(sorted(mujoco))}: different physics "
                         "do not share a table; name a folder with one of them")
@@ -68,14 +69,14 @@ def report(runs: Path, figure: Path | None = None) -> str:
 def _rows(found: list[tuple[Path, Config]]) -> list[Row]:
     rows: dict[tuple, Row] = {}
     for run, config in found:
-        results = evaluation.read(run)
+        results = evaluation.read(run, *NEEDED)
         final = max((result["step"] for result in results), default=0)
         for result in results:
             if result["step"] != final or result["normalized_score"] is None:
                 continue
             key = (result["dataset"], _variant(config), result["mode"], final, result["target_return"],
                    result["episodes"])
-            row = rows.setdefault((*key, result["versions"]["mujoco"]), Row(*key))
+            row = rows.setdefault((*key, result["versions"].get("mujoco")), Row(*key))
             for name, version in result["versions"].items():
                 row.versions.setdefault(name, set()).add(version)
             row.scores[result["seed"]] = result["normalized_score"]
@@ -153,8 +154,13 @@ def _draw(rows: list[Row], found: list[tuple[Path, Config]], figure: Path) -> No
 def _losses(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Updates and training loss of a run, smoothed."""
     path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    kept = np.array([(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]).reshape(-1, 2)
+    content = foreign.read_bytes(path, "log", METRICS) if path.exists() else b""
+    try:
+        lines = [foreign.parse_json(line) for line in content.split(b"\n")[:-1]]  # a last line may be torn
+        kept = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+        kept = np.array(kept, float).reshape(-1, 2)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UserError(f"{path} is not what drl train logs ({shown(str(error))}); name a folder without it") from error
     width = min(SMOOTH, len(kept)) or 1
     steps, losses = (np.convolve(column, np.ones(width) / width, mode="valid") if len(kept) else column
                      for column in kept.T)
