@@ -12,21 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from drl import foreign
 from drl.data.store import Spaces
-from drl.errors import UserError
+from drl.errors import UserError, shown
 
 MAIN = "main_data.hdf5"
 COUNTS = ("total_episodes", "total_steps")
+SAID = {"author": str | list[str], "algorithm_name": str, "dataset_size": float, "collection_seed": int, "source": dict,
+        "versions": dict[str, str], "returns": dict[str, float], "description": str}  # of itself, for people
 ENVIRONMENT = re.compile(r"\w+-v\d+", re.ASCII)  # no "module:Name-v0", for which Gymnasium would import the module
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The metadata of the dataset in `folder`. Raises whatever a damaged file gives."""
-    metadata = json.loads((folder / "data" / "metadata.json").read_bytes())
+    """The metadata of the dataset in `folder`, without what is SAID in another form. Raises whatever a damaged file
+    gives."""
+    file = folder / "data" / "metadata.json"
+    metadata = foreign.parse_json(foreign.read_bytes(file, "metadata", foreign.JSON, follow=True))
     for name in COUNTS:
-        if type(metadata[name]) is not int or metadata[name] < 0:
-            raise ValueError(f"{name} is {metadata[name]}")
-    return metadata
+        if not foreign.fits(metadata[name], int):
+            raise ValueError(f"{name} is {shown(metadata[name])}")
+    if isinstance(text := metadata.get("description"), str):
+        metadata["description"] = "".join(filter(str.isprintable, " ".join(text.split())))[: foreign.TEXT]
+    return {name: value for name, value in metadata.items() if name not in SAID or foreign.fits(value, SAID[name])}
 
 
 def flaw(folder: Path) -> str:
@@ -38,6 +45,8 @@ def flaw(folder: Path) -> str:
         return "is not on this machine"
     try:
         metadata = read(folder)
+    except UserError as error:
+        return f"is broken ({error})"
     except Exception as error:
         return f"is broken (metadata.json: {line(error)})"
     if metadata.get("data_format", "hdf5") == "hdf5":
@@ -78,7 +87,7 @@ def spaces(metadata: dict[str, Any], dataset_id: str) -> Spaces:
 def named_environment(metadata: dict[str, Any]) -> str:
     """The id in the specification of the environment, of which nothing else is read; empty: there is none."""
     for name in ("env_spec", "eval_env_spec"):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
             return str(json.loads(metadata[name])["id"])[:100]
     return ""
 
