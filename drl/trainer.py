@@ -20,6 +20,7 @@ from drl.config import Config
 from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent
+from drl.errors import UserError
 from drl.model import DecisionTransformer, ModelState
 from drl.parallel import Share
 from drl.versions import versions
@@ -90,11 +91,19 @@ class Trainer:
         )
 
     def load(self, past: Checkpoint) -> None:
-        """Go on from a checkpoint of the same config and data."""
+        """Go on from a checkpoint of the same config and data.
+
+        Raises:
+            UserError: its tensors are of other shapes, or its streams stand beyond the data; nothing was changed.
+        """
         saved = past.training
+        for name, expected in self._read_by_load().items():
+            if name not in saved or (tuple(saved[name].shape), saved[name].dtype) != expected:
+                raise UserError(f"the checkpoint of update {past.step} does not fit its config: {name} is missing, or "
+                                "of another shape or dtype; use an older one")
+        self.sampler.load_state_dict(_under("sampler.", saved))
         self.step = past.step
         self.model.load_state_dict(past.weights)
-        self.sampler.load_state_dict(_under("sampler.", saved))
         self.descent.load_state_dict(_under("optimizer.", saved), past.step)
         states = _under("state.", saved)
         for index, layers in enumerate(zip(*self.states, strict=True)):
@@ -102,6 +111,18 @@ class Trainer:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
                 write(_tensors(layers), [part[self.rows] for part in _tensors(zip(kv, z, strict=True))])
         self._random = {name: saved.get(name, state) for name, state in self._random.items()}
+
+    def _read_by_load(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of what `load` needs, by name."""
+        kept = {f"sampler.{name}": tensor for name, tensor in self.sampler.state_dict().items()}
+        kept |= {f"optimizer.{name}": tensor for name, tensor in self.descent.state_dict().items()}
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in kept.items()}
+        streams = self.sampler.groups * self.sampler.batch_size
+        for index, layer in enumerate(self.states[0]):
+            if layer is not None:
+                for name, part in zip(("kv", "z"), layer, strict=True):
+                    found[f"state.{index}.{name}"] = (streams, *part.shape[1:]), part.dtype
+        return found
 
     @contextlib.contextmanager
     def randomness(self) -> Iterator[None]:

@@ -108,7 +108,12 @@ class _Sampler:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"].cpu())
+        """Raises UserError: there can be no such state."""
+        try:
+            self.generator.set_state(state["generator"].cpu())
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint holds no random generator's state ({str(error).splitlines()[0]}); use an "
+                            "older one") from error
 
 
 class WindowSampler(_Sampler):
@@ -162,6 +167,12 @@ class StreamSampler(_Sampler):
         return super().state_dict() | {name: getattr(self, name).flatten().clone() for name in self.STREAMS}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        episode, position = state["episode"], state["position"]
+        lengths = self.steps.starts.diff().to(episode.device)
+        if not ((0 <= episode) & (episode < len(lengths))).all() or not (
+            (0 <= position) & (position < lengths[episode])
+        ).all():
+            raise UserError("the streams of the checkpoint stand beyond the steps of the dataset; use an older one")
         super().load_state_dict(state)
         for name in self.STREAMS:
             streams = getattr(self, name)
