@@ -18,7 +18,7 @@ from torch import Tensor
 from drl.config import Config
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError, shown
-from drl.foreign import LARGEST, checked, open_regular, parse_json
+from drl.foreign import checked, fits, open_regular, parse_json
 from drl.model import DecisionTransformer
 
 TENSORS, HEADER = 64 << 30, 8_000_000  # bytes of a file and of its header, at most
@@ -60,12 +60,13 @@ def _check(header: Any) -> None:
             continue
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= NAME):
             raise ValueError(f"a tensor by the name {shown(name)}")
-        entry = checked(entry, f"the header of {name}", {"dtype": str, "shape": list[int], "data_offsets": list[int]})
-        if entry["dtype"] not in WIDTHS or len(entry["shape"]) > RANK or max(entry["shape"], default=0) > LARGEST:
-            raise ValueError(f"{name} is of dtype {entry['dtype']} and shape {shown(entry['shape'])}")
-        begin, end = entry["data_offsets"] if len(entry["data_offsets"]) == 2 else (0, -1)
-        if end - begin != math.prod(entry["shape"]) * WIDTHS[entry["dtype"]]:
-            raise ValueError(f"{name} of shape {shown(entry['shape'])} has {end - begin} bytes")
+        dtype, shape, offsets = checked(entry, name, {"dtype": str, "shape": list, "data_offsets": list}).values()
+        if dtype not in WIDTHS or len(shape) > RANK or not fits(shape, list[int]):
+            raise ValueError(f"{name} is of dtype {dtype} and shape {shown(shape)}")
+        if not (len(offsets) == 2 and fits(offsets, list[int])):
+            raise ValueError(f"{name} lies at {shown(offsets)}")
+        if (size := offsets[1] - offsets[0]) != math.prod(shape) * WIDTHS[dtype]:
+            raise ValueError(f"{name} of shape {shown(shape)} has {size} bytes")
 
 
 def check_shapes(
@@ -99,6 +100,9 @@ def _flaw_of_spaces(spaces: Spaces, normaliser: Normaliser) -> str:
 
 
 def _flaw_of_weights(config: Config, weights: dict[str, Tensor], spaces: Spaces) -> str:
+    layers = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    if len(layers) != config.model.layers:  # before a model of very many is built, which takes seconds
+        return f"there are weights of {len(layers)} layers, not of {config.model.layers}"
     with torch.device("meta"):
         model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
