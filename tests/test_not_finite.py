@@ -14,7 +14,8 @@ from test_train import (
 )
 
 from drl import checkpoint as checkpoints
-from drl.data import packed
+from drl.data import columns, packed
+from drl.data.columns import Extent
 from drl.data.store import EpisodeStore
 from drl.errors import UserError
 from drl.train import train, train_together
@@ -166,10 +167,10 @@ def mapped(folder) -> EpisodeStore:
 
     def build(target):
         rng = np.random.default_rng(0)
-        packed.write([episode(rng, length) for length in LENGTHS], PENDULUM, "synthetic/rule-v0", target)
-        return PENDULUM
+        columns.write([episode(rng, length) for length in LENGTHS], PENDULUM, "synthetic/rule-v0", target)
 
-    return packed.read("synthetic/rule-v0", folder, build)
+    extent = Extent(sum(LENGTHS), len(LENGTHS), PENDULUM)
+    return packed.read("synthetic/rule-v0", folder, lambda: extent, build)
 
 
 def spoil_file(folder, field: str, first: int, value=np.nan) -> None:
