@@ -16,6 +16,7 @@ from drl import cli_benchmark, lock, signals
 from drl import options as command_line
 from drl.config import Config, read_config
 from drl.errors import UserError
+from drl.trees import overlaid
 
 GRACE = 5.0  # seconds
 
@@ -40,6 +41,9 @@ def _run(arguments: list[str] | None) -> int:
         return 2
     except BrokenPipeError:  # `drl ... | head`
         return 1
+    except OSError as error:  # a name that is too long, a disk that fails while it is read
+        _tell(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return 2
     return 0
 
 
@@ -49,7 +53,7 @@ def _tell(message: str) -> None:
     if rank:
         time.sleep(GRACE)  # torchrun ends this process meanwhile if the first one failed, which then told why
         message = f"rank {rank}: {message}"
-    print(f"drl: {message}", file=sys.stderr)
+    print("drl:", "".join(c if c.isprintable() else " " for c in message), file=sys.stderr)
 
 
 def train(options) -> None:
@@ -67,7 +71,7 @@ def train(options) -> None:
         found = Path(run) / (f"seed-{seeds[0]}" if seeds else "") / CONFIG_FILE
         if not (resume and run and found.is_file()):
             raise UserError("no dataset; add --config configs/hopper/medium-replay.yaml, or --dataset ID")
-        config = _overlay(read_config(found), config)
+        config = overlaid(read_config(found), config)
     store = minari_files.read(config.dataset)
     config = resolve(config, store)
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds or [config.seed]]
@@ -233,19 +237,6 @@ DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_
 def default_parent(config: Config) -> str:
     """runs/<env>/<tier> for drl/<env>/<tier>-v0; other ids keep their namespace."""
     return f"runs/{re.sub(r'-v[0-9]+$', '', config.dataset).removeprefix('drl/')}"
-
-
-def _overlay(stored: Any, given: Any) -> Any:
-    """`stored` with what `given` sets otherwise than the defaults, so that no option is ignored without a word."""
-    default = type(given)(**({"dataset": ""} if isinstance(given, Config) else {}))
-    changes = {}
-    for f in dataclasses.fields(given):
-        value = getattr(given, f.name)
-        if dataclasses.is_dataclass(value):
-            changes[f.name] = _overlay(getattr(stored, f.name), value)
-        elif value != getattr(default, f.name):
-            changes[f.name] = value
-    return dataclasses.replace(stored, **changes)
 
 
 def _scored(returns, environment: str) -> str:

@@ -57,3 +57,16 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
     if type(value) is not kind:
         raise UserError(f"{name} must be {kind.__name__}, got {shown(value)}")
     return value
+
+
+def overlaid(stored: Any, given: Any) -> Any:
+    """`stored` with what `given` sets otherwise than the defaults, so that no option is ignored without a word."""
+    changes = {}
+    for f in dataclasses.fields(given):
+        value = getattr(given, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if dataclasses.is_dataclass(value):
+            changes[f.name] = overlaid(getattr(stored, f.name), value)
+        elif value != ("" if default is dataclasses.MISSING else default):
+            changes[f.name] = value
+    return dataclasses.replace(stored, **changes)

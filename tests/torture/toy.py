@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 def curves(run: Path) -> list[tuple[str, int, float]]:
     """Every scalar that TensorBoard shows of a run: tag, step and value, in order."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each purge, which is as it should
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     return sorted((tag, event.step, event.value) for tag in events.Tags()["scalars"] if tag not in CLOCKS
                   for event in events.Scalars(tag))
