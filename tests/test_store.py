@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drl.data import minari_files, minari_writer, packed
+from drl.data import columns, minari_files, minari_writer
 from drl.data import store as stores
 from drl.data.minari_writer import Recorded
 from drl.data.store import EpisodeStore, Spaces, returns_to_go
@@ -215,7 +215,7 @@ MALFORMED = {
 def packing(request, tmp_path):
     if request.param == "in memory":
         return pack
-    return lambda *episodes: packed.write(episodes, SPACES, ID, tmp_path)
+    return lambda *episodes: columns.write(episodes, SPACES, ID, tmp_path)
 
 
 @pytest.mark.parametrize(("changed", "message"), MALFORMED.values(), ids=MALFORMED.keys())
