@@ -32,12 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unknown storm {min(unknown)!r}; known: {', '.join(storms)}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    results = {}
+    trials = {}
     for name in options.storms or storms:
-        results[name] = _run(name, storms[name], options)
-        if options.json:
-            _store(name, results[name], options)
-    trials = {name: (storms[name].PROMISE, result["trials"]) for name, result in results.items()}
+        done = _read(name, options.read) if options.read else _run(name, storms[name], options)
+        trials[name] = storms[name].PROMISE, done
     print(trial.table(trials))
     failed = [broken for _, tried in trials.values() for broken in trial.failures(tried)]
     for broken in failed:
@@ -51,8 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(failed))
 
 
-def _run(name: str, storm: ModuleType, options: argparse.Namespace) -> dict:
-    """The trials of a storm, and how long it took; its files are kept where it failed."""
+def _read(name: str, folder: Path) -> list[trial.Trial]:
+    """The trials that `_store` wrote."""
+    return [trial.Trial.of_row(name, row) for row in json.loads((folder / f"{name}.json").read_text())["rows"]]
+
+
+def _run(name: str, storm: ModuleType, options: argparse.Namespace) -> list[trial.Trial]:
+    """The trials of a storm, stored if asked for; its files are kept where it failed."""
     count = options.trials or storm.TRIALS[options.short]
     rng = np.random.default_rng([options.seed, STORMS.index(name)])
     folder = Path(tempfile.mkdtemp(prefix=f"torture-{name}-"))
@@ -66,17 +69,18 @@ def _run(name: str, storm: ModuleType, options: argparse.Namespace) -> dict:
         print(f"{name}: what it left is in {folder}", file=sys.stderr)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"trials": trials, "seconds": time.monotonic() - began}
+    if options.json:
+        _store(name, trials, time.monotonic() - began, options)
+    return trials
 
 
-def _store(name: str, result: dict, options: argparse.Namespace) -> None:
+def _store(name: str, trials: list[trial.Trial], seconds: float, options: argparse.Namespace) -> None:
     """Write <json>/<storm>.json: one trial a line."""
     head = {"storm": name, "date": date.today().isoformat(), "seed": options.seed, "short": options.short,
             "machine": machine(), "cores": len(os.sched_getaffinity(0)), "versions": versions(),
-            "wall_seconds": round(result["seconds"], 1), "trials": len(result["trials"]),
-            "failures": len(trial.failures(result["trials"])),
+            "wall_seconds": round(seconds, 1), "trials": len(trials), "failures": len(trial.failures(trials)),
             "columns": ["kind", "ok", "seconds", "detail", "numbers"]}
-    rows = ",\n".join(json.dumps(done.row(), separators=(",", ":")) for done in result["trials"])
+    rows = ",\n".join(json.dumps(done.row(), separators=(",", ":")) for done in trials)
     options.json.mkdir(parents=True, exist_ok=True)
     (options.json / f"{name}.json").write_text(f"{json.dumps(head, indent=1)[:-2]},\n \"rows\": [\n{rows}\n]}}\n")
 
@@ -95,6 +99,7 @@ def _parser(storms: dict[str, ModuleType]) -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, help="of each storm")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write every trial there, a file per storm")
+    parser.add_argument("--read", type=Path, metavar="FOLDER", help="try nothing: show what --json wrote there")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the trials; needs the extra drl[report]")
     return parser
 
