@@ -5,12 +5,16 @@ a GPU, where torch has no deterministic form of some operators. Without a GPU, T
 """
 
 import os
+import signal
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
+
+# where a script has put the suite into the background, Ctrl-C is ignored, and would be by what the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unknown storm {min(unknown)!r}; known: {', '.join(storms)}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it, and so would children
     trials = {}
     for name in options.storms or storms:
         done = _read(name, options.read) if options.read else _run(name, storms[name], options)
