@@ -5,7 +5,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,12 +133,14 @@ class _Run:
                     results = evaluation.evaluate(policy, mode=mode, step=step, label=f"evaluating update {step}")
             except Stopped as stopped:  # the run owes it from here on
                 note.signal = stopped.signal
-            except EvaluationFailed as failure:  # training does not depend on it
-                print(f"drl: evaluation after update {step}: {failure}; training goes on", file=sys.stderr)
-                evaluation.store_failure(failure, self.folder, step, mode)
+            except EvaluationFailed as failure:
+                _training_goes_on(step, failure)
+                with _kept_or_told(step):
+                    evaluation.store_failure(failure, self.folder, step, mode)
             else:
-                evaluation.store(results, self.folder)  # before the tags, which say that it is done
-                self.log(evaluation.tags(results))
+                with _kept_or_told(step):
+                    evaluation.store(results, self.folder)  # before the tags, which say that it is done
+                    self.log(evaluation.tags(results))
         self.trainer.share.wait()
 
     def save(self) -> None:
@@ -147,6 +149,18 @@ class _Run:
             self.tracker.flush()
             checkpoints.save(checkpoint, self.folder, checkpoint.config.train.keep_checkpoints)
         self.trainer.share.wait()
+
+
+@contextlib.contextmanager
+def _kept_or_told(step: int) -> Iterator[None]:
+    try:
+        yield
+    except UserError as refused:
+        _training_goes_on(step, refused)
+
+
+def _training_goes_on(step: int, error: UserError) -> None:
+    print(f"drl: evaluation after update {step}: {error}; training goes on", file=sys.stderr)
 
 
 def _evaluates(step: int, settings: TrainConfig) -> bool:

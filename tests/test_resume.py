@@ -14,6 +14,7 @@ from drl import checkpoint as checkpoints
 from drl import checkpoint_files
 from drl import evaluate as evaluation
 from drl import rollout
+from drl.errors import UserError
 from drl.signals import Stopped
 from drl.tracker import Tracker
 from drl.train import train, train_together
@@ -136,7 +137,7 @@ def test_a_run_may_be_stopped_at_every_update(tmp_path, monkeypatch, whole):
 
 
 def test_an_evaluation_that_is_owed_is_made_once(tmp_path, monkeypatch, whole):
-    config, evaluated, real = make_config(**SETTINGS), [], evaluation.evaluate
+    config, expected, evaluated, real = make_config(**SETTINGS), whole(), [], evaluation.evaluate
     monkeypatch.setattr(evaluation, "evaluate", lambda *a, **o: (evaluated.append(o["step"]), real(*a, **o))[1])
     for _ in range(3):  # also while what is owed is being made up for
         with signalled(monkeypatch, PHASES["evaluating"], 1), pytest.raises(Stopped):
@@ -144,9 +145,25 @@ def test_an_evaluation_that_is_owed_is_made_once(tmp_path, monkeypatch, whole):
         assert checkpoints.load(tmp_path / "run").step == 4
     train(config, make_store(), tmp_path / "run", resume=True)
     assert evaluated == [4, 4, 4, 4, 8, 12]
-    assert_never_stopped(tmp_path / "run", whole())
+    assert_never_stopped(tmp_path / "run", expected)
     train(config, make_store(), tmp_path / "run", resume=True)
     assert len(evaluated) == 6
+
+
+def test_scores_that_cannot_be_kept_stop_no_training_and_the_last_are_made_up_for(tmp_path, monkeypatch, capsys, whole):
+    def full(results, run):
+        raise UserError("the evaluation cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "store", full)
+        train(make_config(**SETTINGS), make_store(), tmp_path / "run")
+    assert capsys.readouterr().err.count("No space left on device; training goes on") == 3
+    assert checkpoints.load(tmp_path / "run").step == 12
+
+    train(make_config(**SETTINGS), make_store(), tmp_path / "run", resume=True)
+
+    (result,), expected = evaluation.read(tmp_path / "run"), evaluation.read(whole())[-1]
+    assert without_clocks(result) == without_clocks(expected)
 
 
 def test_seeds_that_are_stopped_together_go_on_together(tmp_path, monkeypatch):

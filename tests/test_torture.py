@@ -177,3 +177,11 @@ def test_the_tool_fails_if_a_promise_was_broken(trials, tmp_path, monkeypatch, c
 def test_an_unknown_storm_is_answered_with_those_that_are(capsys):
     assert tool.main(["hail"]) == 2
     assert capsys.readouterr().err == f"unknown storm 'hail'; known: {', '.join(tool.STORMS)}\n"
+
+
+def test_the_counts_in_the_docs_are_those_of_the_trials_that_lie_there(capsys):
+    docs = Path(__file__).parents[1] / "docs"
+    tool.main(["--read", str(docs / "reliability")])
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(tool.STORMS)
+    assert "\n".join(table) in (docs / "reliability.md").read_text()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SEEN = 10  # kinds that the table names
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -55,8 +57,9 @@ def table(storms: Mapping[str, tuple[str, list[Trial]]]) -> str:
     for name, (promise, trials) in storms.items():
         tried = [trial for trial in trials if trial.ok is not None]
         missed = f", {len(trials) - len(tried)} not run" if len(tried) < len(trials) else ""
-        kinds = Counter(trial.group for trial in tried)
-        seen = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        kinds = Counter(trial.group for trial in tried).most_common()
+        others = [("others", sum(count for _, count in kinds[SEEN:]))] if len(kinds) > SEEN else []
+        seen = ", ".join(f"{kind} {count}" for kind, count in kinds[:SEEN] + others)
         lines.append(f"| {name} | {promise} | {len(tried)}{missed} | {len(failures(trials))} | {seen} | "
                      f"{_extent(tried)} |")
     return "\n".join(lines)
