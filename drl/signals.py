@@ -49,7 +49,7 @@ def raised() -> Iterator[None]:
 @contextlib.contextmanager
 def deferred(doing: str) -> Iterator[Note]:
     """Within, the first signal is noted, and stderr told that it was heard while `doing`."""
-    note = Note()
+    note = Note(_heard if _depth else None)  # one that some library's `except` swallowed before is not forgotten
 
     def answer(number: int) -> None:
         note.signal = number
@@ -64,7 +64,10 @@ def status(work: Callable[[], int]) -> int:
     """What `work` returns, as the status of a process; where a signal stops it, 128 + signal, told in one line."""
     try:
         with raised():
-            return work()
+            done = work()
+        if not _heard:
+            return done
+        raise Stopped(_heard)  # it came so late, or was swallowed, that all is done
     except BaseException as stopped:
         if not (_heard or isinstance(stopped, KeyboardInterrupt)):
             raise

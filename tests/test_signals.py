@@ -94,6 +94,24 @@ def test_what_a_signal_breaks_off_may_fail_with_an_error_of_its_own(capsys):
     assert capsys.readouterr().err == "drl: stopped by SIGTERM\n"
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["nothing follows", "work that defers follows"])
+def test_a_signal_that_a_library_swallows_is_not_forgotten(later, capsys):
+    notes = []
+
+    def work():
+        try:
+            send(signal.SIGTERM)
+        except BaseException:
+            pass
+        if later:
+            with deferred("working") as note:
+                notes.append(note.signal)
+        return 0
+
+    assert status(work) == 143
+    assert capsys.readouterr().err == "drl: stopped by SIGTERM\n" and notes == [signal.SIGTERM] * later
+
+
 def test_an_error_without_a_signal_stays_an_error():
     def work():
         raise ImportError("no such module")
