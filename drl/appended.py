@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import shutil
 import sys
 from pathlib import Path
 
-from drl.disk import sync
+from drl.disk import space, sync
 
 
 class Appended:
@@ -56,7 +55,7 @@ class Appended:
         except OSError as error:
             self._release()
             if not self._failing:
-                _tell(f"{self.path} cannot be written: {error.strerror} ({free_space(self.path.parent)}); the run goes "
+                _tell(f"{self.path} cannot be written: {error.strerror} ({space(self.path.parent)}); the run goes "
                       "on, what is not written is kept in memory and tried again at the next log")
             self._failing = True
         else:
@@ -96,14 +95,6 @@ class Appended:
         if handle is not None:
             with contextlib.suppress(OSError):  # what it would tell of, `_sync` has told
                 os.close(handle)
-
-
-def free_space(folder: Path) -> str:
-    """How much room its disk has, for a message."""
-    try:
-        return f"{shutil.disk_usage(folder).free} bytes free in {folder}"
-    except OSError:
-        return f"{folder} cannot be looked at"
 
 
 def _tell(message: str) -> None:

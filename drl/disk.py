@@ -37,17 +37,18 @@ def refusal_told(folder: Path, what: str, cure: str = CURE, needed: int = 0) -> 
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; {_space(folder, needed)}what stood "
+        raise UserError(f"{what} cannot be written: {error.strerror} in {folder}; {space(folder, needed)}; what stood "
                         f"there before is as it was; {cure}") from error
 
 
-def _space(folder: Path, needed: int) -> str:
-    """What is needed and free, in words that end a clause; empty where it is not known."""
-    with contextlib.suppress(OSError):
+def space(folder: Path, needed: int = 0) -> str:
+    """The bytes free on the disk of a folder, there or not, and those needed where they are known, for a message."""
+    try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
-        free = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free; "
-        return f"it needs {needed / 1e6:.1f} MB, {free}" if needed else free
-    return ""
+        free = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free"
+    except OSError:
+        free = "how much is free is not known"
+    return f"it needs {needed / 1e6:.1f} MB, {free}" if needed else free
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from drl.appended import Appended, free_space
-from drl.disk import sync
+from drl.appended import Appended
+from drl.disk import space, sync
 from drl.errors import UserError
 
 TAGS = frozenset(
@@ -148,7 +148,7 @@ def _keep_until(path: Path, start: int | None) -> frozenset[str]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise UserError(f"{path} cannot be rewritten without its torn and later lines: {error.strerror} "
-                        f"({free_space(path.parent)}); make room or make it writable, then type the same again"
+                        f"({space(path.parent)}); make room or make it writable, then type the same again"
                         ) from error
     return frozenset(at_start)
 

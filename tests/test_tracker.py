@@ -281,7 +281,7 @@ def test_lines_that_cannot_be_rewritten_end_the_start_in_one_line_and_stay(call,
         Tracker(tmp_path, start=20)
     assert re.fullmatch(
         rf"{tmp_path}/metrics.jsonl cannot be rewritten without its torn and later lines: Read-only file system "
-        rf"\(\d+ bytes free in {tmp_path}\); make room or make it writable, then type the same again",
+        rf"\([0-9.]+ MB are free\); make room or make it writable, then type the same again",
         str(caught.value),
     )
     assert (tmp_path / "metrics.jsonl").read_bytes() == before and not (tmp_path / "metrics.partial").exists()
@@ -381,7 +381,7 @@ def test_a_disk_that_refuses_is_told_of_once_and_once_more_when_it_takes_all(cal
     paths = [tmp_path / "metrics.jsonl", events_of(tmp_path)]
     assert len(refused) == 2 and all(
         re.fullmatch(
-            rf"drl: {path} cannot be written: {os.strerror(reason)} \(\d+ bytes free in {tmp_path}\); the run goes on, "
+            rf"drl: {path} cannot be written: {os.strerror(reason)} \([0-9.]+ MB are free\); the run goes on, "
             "what is not written is kept in memory and tried again at the next log", line
         ) for path, line in zip(paths, refused, strict=True)
     )
