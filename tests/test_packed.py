@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drl import intact
+from drl import foreign, intact
 from drl.data import columns, packed
 from drl.data import store as stores
 from drl.data.columns import Extent
@@ -234,8 +234,10 @@ def test_forged_episodes_are_no_more_than_damaged(folder, whole):
 
 
 def test_a_card_that_is_too_large_is_not_parsed(folder, whole, monkeypatch):
-    monkeypatch.setattr(packed, "LARGEST_CARD", len(whole["card.json"]) - 1)
-    assert refused(folder) == f"{DAMAGED} (card.json)"
+    parsed = []
+    monkeypatch.setattr(foreign, "parse_json", parsed.append)
+    os.truncate(folder / "packed" / "card.json", foreign.JSON + 1)
+    assert refused(folder) == f"{DAMAGED} (card.json)" and not parsed
 
 
 @pytest.mark.parametrize("name", FILES)

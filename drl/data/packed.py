@@ -33,7 +33,6 @@ from drl.errors import UserError
 FORMAT = 2  # of the card and the arrays; a copy of another format is made anew
 NAME, CARD = "packed", "card.json"
 FILES = {CARD, *columns.FILES}
-LARGEST_CARD = 16 << 20  # bytes
 CURE = "make room, or name a folder for temporary files: export TMPDIR=FOLDER"
 
 
@@ -188,8 +187,6 @@ def _require_own_files(folder: Path) -> None:
             raise columns.Changed(f"{name!r} does not belong there")
         if name not in found or not S_ISREG(found[name].st_mode):
             raise columns.Changed(name)
-    if found[CARD].st_size > LARGEST_CARD:
-        raise columns.Changed(CARD)
 
 
 def source_of(folder: Path) -> str:
