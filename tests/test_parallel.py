@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -118,6 +119,36 @@ def test_the_first_process_alone_writes_and_speaks(made):
     first, second = made.processes
     assert "10/10" in first.err
     assert (second.out, second.err) == ("", "")
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_update_and_they_go_on_as_if_it_had_not_come(made, tmp_path):
+    program = """
+import signal
+def descend(self, group, real=Trainer.descend):
+    if self.step == 3 and self.share.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return real(self, group)
+Trainer.descend = descend
+def work():
+    with join("cpu") as share:
+        train_together([config_of("linear")], make_store(), [folder / "run"], resume=True, share=share)
+    return 0
+from drl import signals
+sys.exit(signals.status(work))
+"""
+    first, second = in_two(program, tmp_path)
+
+    assert (first.status, second.status) == (128 + signal.SIGTERM, 128 + signal.SIGUSR1), (first, second)
+    assert checkpoints.load(tmp_path / "run").step == 4
+    told = [line for line in first.err.splitlines() if line.startswith("drl: ")]
+    assert told == [f"drl: stopped by SIGTERM; {tmp_path / 'run'} is saved at update 4; to go on, add --resume to the "
+                    "same command"]
+    assert second.err == "\ndrl: SIGUSR1 while training, which is saved first; a second one ends it at once\n"
+
+    first, second = in_two(program, tmp_path)
+
+    assert (first.status, second.status) == (0, 0), (first, second)
+    assert_close_run(tmp_path / "run", made.folder / "linear" / "alone")
 
 
 def test_a_process_that_dies_does_not_leave_the_other_waiting(tmp_path):
