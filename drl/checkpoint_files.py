@@ -18,7 +18,7 @@ from drl import foreign, intact
 from drl.config import Config
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError, shown
-from drl.foreign_tensors import check_shapes, read_tensors
+from drl.foreign_tensors import require_sound, read_tensors
 
 FORMAT = 1
 MODEL, TRAINING, CARD = "model.safetensors", "training.safetensors", "checkpoint.json"
@@ -116,7 +116,7 @@ def read(folder: Path) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     spaces = Spaces(card["environment"], card["observation_dim"], low, high)
-    check_shapes(config, weights, spaces, normaliser, what)
+    require_sound(config, weights, spaces, normaliser, what)
     return Checkpoint(
         config=config,
         step=card["step"],

@@ -31,7 +31,7 @@ from drl.config import Config
 from drl.data.store import Spaces
 from drl.engine import ActionError
 from drl.errors import UserError, shown
-from drl.foreign_tensors import check_shapes, read_tensors
+from drl.foreign_tensors import require_sound, read_tensors
 from drl.intact import Damaged
 from drl.policy_state import WindowState
 from drl.versions import versions
@@ -148,7 +148,7 @@ def load(folder: Path | str) -> tuple[Checkpoint, Trace | None]:
         intact.require_whole(folder, [MODEL, TRACE, CONFIG], WHAT)
     try:
         checkpoint = _checkpoint(card, *read_acting(folder / MODEL))
-        check_shapes(checkpoint.config, checkpoint.weights, checkpoint.spaces, checkpoint.normaliser, MODEL)
+        require_sound(checkpoint.config, checkpoint.weights, checkpoint.spaces, checkpoint.normaliser, MODEL)
         trace = Trace(**read_tensors(folder / TRACE, WHAT))
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{WHAT} {folder} is not what drl export writes: {' '.join(str(error).split())}; {CURE}"

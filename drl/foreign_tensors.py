@@ -69,17 +69,17 @@ def _check(header: Any) -> None:
             raise ValueError(f"{name} of shape {shown(shape)} has {size} bytes")
 
 
-def check_shapes(
+def require_sound(
     config: Config, weights: dict[str, Tensor], spaces: Spaces, normaliser: Normaliser, what: str
 ) -> None:
-    """Raises UserError unless the weights are those of the model of this config in these spaces, and action box and
-    normaliser are float32 numbers that can be computed with. No memory is allocated for it.
+    """Raises UserError unless the weights are those of the model of this config in these spaces, and they, the action
+    box and the normaliser are float32 numbers that can be computed with. No memory is allocated for a model.
 
     Args:
         what: the weights are of, for the message.
     """
     if flaw := _flaw_of_spaces(spaces, normaliser) or _flaw_of_weights(config, weights, spaces):
-        raise UserError(f"{what} does not fit its config: {flaw}")
+        raise UserError(f"{what} is not sound: {flaw}")
 
 
 def _flaw_of_spaces(spaces: Spaces, normaliser: Normaliser) -> str:
@@ -111,4 +111,6 @@ def _flaw_of_weights(config: Config, weights: dict[str, Tensor], spaces: Spaces)
     for name, weight in weights.items():
         if tuple(weight.shape) != expected[name] or weight.dtype != torch.float32:
             return f"the weight {name} is {weight.dtype} of {tuple(weight.shape)}, not float32 of {expected[name]}"
+        if not weight.isfinite().all():
+            return f"the weight {name} is not finite"
     return ""

@@ -21,6 +21,7 @@ from drl.data.sampling import to_box
 from drl.engine import ENGINES as COMPILED
 from drl.engine import ActionError
 from drl.errors import UserError
+from drl.foreign_tensors import require_sound
 from drl.model import DecisionTransformer
 from drl.policy_state import PolicyState
 
@@ -38,14 +39,10 @@ class Doors:
         """Raises UserError where the weights do not fit the config or a number is not finite."""
         self.engine = self.resolve(engine, device)
         spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
-        _require_sound(checkpoint, "the policy")
+        require_sound(checkpoint.config, checkpoint.weights, spaces, normaliser, "the policy")
         self.config, self.spaces, self.device = checkpoint.config, spaces, device
         model = DecisionTransformer(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
-        try:
-            model.load_state_dict(checkpoint.weights)
-        except RuntimeError as error:
-            raise UserError(f"the checkpoint's weights do not fit its config: {str(error).splitlines()[-1].strip()}"
-                            ) from error
+        model.load_state_dict(checkpoint.weights)
         self.model = model.eval().to(device)
         arrays = (normaliser.mean, normaliser.std, spaces.action_low, spaces.action_high)
         self._mean, self._std, self._low, self._high = (torch.as_tensor(array, device=device) for array in arrays)
@@ -69,7 +66,6 @@ class Doors:
             UserError: the folder is none of them, it is damaged, a number of it is not finite, the engine is unknown.
         """
         checkpoint, trace = exported.load(folder)
-        _require_sound(checkpoint, f"the policy in {folder}")
         policy = cls(checkpoint, device, engine)
         exported.check(policy, trace, folder)
         return policy
@@ -210,14 +206,6 @@ class Doors:
         if x.shape not in ((), (batch,)):
             raise ValueError(f"{name} must be one number or (B,) = ({batch},), got {tuple(x.shape)}")
         return x.expand(batch)
-
-
-def _require_sound(checkpoint: Checkpoint, whose: str) -> None:
-    for name, tensor in checkpoint.acting().items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{name} of {whose} is not finite; use an older checkpoint")
-    if not (checkpoint.normaliser.std > 0).all():
-        raise UserError(f"normaliser.std of {whose} is not positive; use an older checkpoint")
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -474,7 +474,7 @@ def test_weights_of_another_config_are_refused_in_one_line(policy, change):
     saved = checkpoint()
     model = dataclasses.replace(saved.config.model, **change)
     other = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=model))
-    with pytest.raises(UserError, match="^the checkpoint's weights do not fit its config: .+$") as caught:
+    with pytest.raises(UserError, match="^the policy is not sound: .+$") as caught:
         policy(other)
     assert "\n" not in str(caught.value)
 
@@ -483,7 +483,7 @@ def test_weights_of_another_config_are_refused_in_one_line(policy, change):
 def test_weights_of_other_spaces_are_refused_in_one_line(policy):
     saved = checkpoint()
     other = dataclasses.replace(saved, spaces=saved.spaces._replace(observation_dim=O + 1))
-    with pytest.raises(UserError, match="^the checkpoint's weights do not fit its config: .+$") as caught:
+    with pytest.raises(UserError, match="^the policy is not sound: .+$") as caught:
         policy(other)
     assert "\n" not in str(caught.value)
 

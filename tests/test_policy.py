@@ -495,7 +495,7 @@ def test_an_observation_of_the_wrong_shape_is_refused(kind, shape):
 def test_weights_that_do_not_fit_the_config_are_refused():
     checkpoint = make_checkpoint()
     del checkpoint.weights["head.bias"]
-    with pytest.raises(UserError, match="the checkpoint's weights do not fit its config: .*head.bias"):
+    with pytest.raises(UserError, match="the policy is not sound: the weight 'head.bias' is missing"):
         RecurrentPolicy(checkpoint)
 
 
@@ -517,18 +517,18 @@ def test_a_policy_loaded_from_a_run_acts_as_the_one_that_was_saved(name, tmp_pat
 
 @pytest.mark.parametrize("kind", [BY_TORCH, WindowPolicy, *COMPILED])
 @pytest.mark.parametrize(("name", "value", "message"), [
-    ("mean", np.nan, "normaliser.mean of the policy is not finite"),
-    ("std", np.inf, "normaliser.std of the policy is not finite"),
-    ("std", 0.0, "normaliser.std of the policy is not positive"),
-    ("std", -1.0, "normaliser.std of the policy is not positive"),
-    ("blocks.1.mlp.0.weight", np.nan, "model.blocks.1.mlp.0.weight of the policy is not finite"),
+    ("mean", np.nan, "normaliser.mean is not finite"),
+    ("std", np.inf, "normaliser.std is not finite"),
+    ("std", 0.0, "normaliser.std is not positive"),
+    ("std", -1.0, "normaliser.std is not positive"),
+    ("blocks.1.mlp.0.weight", np.nan, "the weight blocks.1.mlp.0.weight is not finite"),
 ])
 def test_a_policy_whose_numbers_are_not_finite_is_not_made(kind, name, value, message):
     damaged = make_checkpoint()
     (getattr(damaged.normaliser, name) if name in ("mean", "std") else damaged.weights[name])[-1] = value
     with pytest.raises(UserError) as caught:
         kind(damaged)
-    assert str(caught.value) == message + "; use an older checkpoint"
+    assert str(caught.value) == f"the policy is not sound: {message}"
 
 
 def test_a_window_whose_action_is_not_finite_gives_none():
