@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,13 @@ def intact(checkpoint: Path) -> bool:
 
 
 def steps(run: Path) -> dict[int, Path]:
-    """The checkpoints under their own names, whole or not, by update, ascending."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return {int(path.name.removeprefix("step-")): path for path in sorted(found)}
+    """The checkpoints under their own names, whole or not, by update, ascending; the run may be at work on them."""
+    try:
+        names = os.listdir(run / "checkpoints")
+    except FileNotFoundError:
+        return {}
+    found = {name.removeprefix("step-"): name for name in sorted(names) if name.startswith("step-")}
+    return {int(step): run / "checkpoints" / name for step, name in found.items() if step.isdecimal()}
 
 
 def newest(run: Path) -> int:
