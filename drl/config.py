@@ -76,6 +76,9 @@ class TrainConfig:
     sampling: Literal["state_passing", "windows"] = "state_passing"
     """state_passing: chunks in episode order, the state carried and detached; windows: each from an empty state"""
 
+    best_episodes: float = 1.0
+    """share of the dataset's episodes, those with the highest return, that is trained on, above 0 to 1; at least one"""
+
     stream_groups: int = 8
     """groups of batch_size streams that take turns, so that successive updates see different episodes"""
 
@@ -119,6 +122,8 @@ class TrainConfig:
         positive(self, "train", "updates", "batch_size", "context", "stream_groups", "learning_rate", "max_grad_norm",
                  "log_every", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every")
+        if not 0 < self.best_episodes <= 1:
+            raise UserError(f"train.best_episodes must be in (0, 1], got {self.best_episodes}")
         bounds.product(bounds.STEPS, "steps", "train.batch_size and train.context", self.batch_size, self.context)
 
 

@@ -45,7 +45,8 @@ class Trainer:
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
         self.rows = share.rows(settings.batch_size)
-        self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed, self.rows)
+        steps = steps or Steps(store, device, settings.best_episodes)
+        self.sampler = make_sampler(settings, steps, config.seed, self.rows)
         wrap = compiled if settings.compile == "on" else lambda function: function
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
         masters, working = (list(model.parameters()) for model in (self.model, self.working))

@@ -123,6 +123,8 @@ def test_target_returns_are_a_list_of_floats(file):
         ("seed", "-1", "seed must not be negative, got -1"),
         ("model.attention", "softmax", "model.attention softmax has no state to pass; add --train.sampling windows, "
                                        "or use linear attention"),
+        ("train.best_episodes", "0", "train.best_episodes must be in (0, 1], got 0.0"),
+        ("train.best_episodes", "1.5", "train.best_episodes must be in (0, 1], got 1.5"),
     ],
 )
 @pytest.mark.parametrize("place", ["options", "file"])
