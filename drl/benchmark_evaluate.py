@@ -15,7 +15,7 @@ from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
 from drl.data.store import Normaliser, Spaces
 from drl.envs import GymnasiumEnvs, make_envs
-from drl.model import DecisionTransformer
+from drl.model import make
 from drl.players import Policy, groups, players
 from drl.policy import RecurrentPolicy, WindowPolicy
 from drl.progress import progress
@@ -79,7 +79,7 @@ def synthetic(environment: str, model: ModelConfig) -> Checkpoint:
     envs.close()
     sampling = "state_passing" if model.attention == "linear" else "windows"
     config = Config(dataset="synthetic", environment=environment, model=model, train=TrainConfig(sampling=sampling))
-    weights = DecisionTransformer(model, observation_dim, box.shape[0]).state_dict()
+    weights = make(model, observation_dim, box.shape[0]).state_dict()
     normaliser = Normaliser(np.zeros(observation_dim, np.float32), np.ones(observation_dim, np.float32))
     spaces = Spaces(environment, observation_dim, box.low, box.high)
     return Checkpoint(config, 0, weights, normaliser, spaces, "", versions(), {})

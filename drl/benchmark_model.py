@@ -8,7 +8,7 @@ import torch
 from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
 from drl.data.store import Normaliser, Spaces
-from drl.model import DecisionTransformer
+from drl.model import make
 from drl.versions import versions
 
 SPACES = Spaces("Hopper-v5", 11, np.full(3, -1, np.float32), np.full(3, 1, np.float32))
@@ -30,7 +30,7 @@ def checkpoint(attention: str, model: ModelConfig | None = None, context: int = 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = DecisionTransformer(config.model, SPACES.observation_dim, len(SPACES.action_low)).state_dict()
+        weights = make(config.model, SPACES.observation_dim, len(SPACES.action_low)).state_dict()
     for name, weight in weights.items():
         if name.startswith("blocks") and weight.ndim == 2:  # at its first values the past hardly moves an action
             weight *= 3

@@ -75,13 +75,15 @@ def train(options) -> None:
     store = minari_files.read(config.dataset)
     config = resolve(config, store)
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds or [config.seed]]
+    best = store.best(config.train.best_episodes)
+    part = f" of its best {len(best)} episodes" if len(best) < len(store.episode_lengths) else ""
     parent = Path(run or default_parent(config))
     runs = [parent if run and not seeds else parent / f"seed-{config.seed}" for config in configs]
     with parallel.join(config.device) as share:
         if share.first:
             print(f"{config.dataset}: {len(store.episode_lengths)} episodes, {len(store.actions)} steps, mean return "
                   f"{store.episode_returns.mean():.1f}{_scored(store.episode_returns, config.environment)}")
-            print(f"training {config.train.updates} updates on {config.device} into {', '.join(map(str, runs))}")
+            print(f"training {config.train.updates} updates{part} on {config.device} into {', '.join(map(str, runs))}")
         folders = train_together(configs, store, runs, resume=resume, share=share)
     if share.first:
         print("\n".join(f"checkpoint  {folder}" for folder in folders))

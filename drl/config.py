@@ -22,14 +22,15 @@ CHECKSUM = b"# sha256: "  # then that of all lines above: the last line of a run
 class ModelConfig:
     """The network."""
 
-    attention: Literal["linear", "softmax"] = "linear"
-    """linear: a recurrent state of constant size; softmax: the windowed baseline"""
+    attention: Literal["linear", "softmax", "none"] = "linear"
+    """linear: a recurrent state of constant size; softmax: the windowed baseline; none: behaviour cloning, an MLP over
+    the newest observation alone, to which only width, layers and dropout matter"""
 
     width: int = 128
-    """channels of the residual stream"""
+    """channels of the residual stream, or of each hidden layer where attention is none"""
 
     layers: int = 3
-    """residual blocks"""
+    """residual blocks of attention and MLP, or hidden layers where attention is none"""
 
     heads: int = 4
     """attention heads; must divide the width"""
@@ -52,7 +53,7 @@ class ModelConfig:
     def __post_init__(self):
         bounded(self, "model")
         positive(self, "model", "width", "layers", "heads", "max_timesteps", "return_scale")
-        if self.width % self.heads:
+        if self.width % self.heads and self.attention != "none":
             raise UserError(f"model.heads must divide model.width, got heads={self.heads}, width={self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
@@ -71,10 +72,13 @@ class TrainConfig:
     """streams (or windows) per update"""
 
     context: int = 20
-    """environment steps per chunk (or window); three tokens each"""
+    """environment steps per chunk (or window); attention reads three tokens of each"""
 
     sampling: Literal["state_passing", "windows"] = "state_passing"
     """state_passing: chunks in episode order, the state carried and detached; windows: each from an empty state"""
+
+    best_episodes: float = 1.0
+    """share of the dataset's episodes, those with the highest return, that is trained on, above 0 to 1; at least one"""
 
     stream_groups: int = 8
     """groups of batch_size streams that take turns, so that successive updates see different episodes"""
@@ -119,6 +123,8 @@ class TrainConfig:
         positive(self, "train", "updates", "batch_size", "context", "stream_groups", "learning_rate", "max_grad_norm",
                  "log_every", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every")
+        if not 0 < self.best_episodes <= 1:
+            raise UserError(f"train.best_episodes must be in (0, 1], got {self.best_episodes}")
         bounds.product(bounds.STEPS, "steps", "train.batch_size and train.context", self.batch_size, self.context)
 
 
@@ -176,12 +182,11 @@ class Config:
         not_negative(self, "", "seed")
         bounds.plain(self.dataset, "Minari id such as drl/hopper/medium-v0")
         bounds.plain(self.environment, "Gymnasium id such as Hopper-v5")
-        if self.model.attention == "softmax" and self.train.sampling == "state_passing":
-            raise UserError(
-                "model.attention softmax has no state to pass; add --train.sampling windows, or use linear attention"
-            )
         model, train = self.model, self.train
         if train.sampling == "state_passing":
+            if model.attention != "linear":
+                raise UserError(f"model.attention {model.attention} has no state to pass; add --train.sampling "
+                                "windows, or use linear attention")
             bounds.product(bounds.STATES, "numbers of state", "train.stream_groups, train.batch_size and the model",
                            train.stream_groups, train.batch_size, model.layers, model.width, model.width // model.heads)
 

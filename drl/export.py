@@ -33,9 +33,9 @@ def export(run: Path, folder: Path, *, formats: list[str] | tuple[str, ...] = ()
         raise UserError(f"{run} is an exported policy already; name the run that it was made from")
     checkpoint = checkpoints.load(run)
     config = checkpoint.config
-    if config.model.attention == "softmax":
-        raise UserError("softmax attention has no recurrent step to export; act with the run itself: "
-                        f"drl evaluate {run}")
+    if config.model.attention != "linear":
+        raise UserError(f"model.attention {config.model.attention} has no recurrent step to export; act with the run "
+                        f"itself: drl evaluate {run}")
     model = dataclasses.replace(config.model, backend="auto")  # of the machine that acts, not of the one that trained
     checkpoint = dataclasses.replace(checkpoint, config=dataclasses.replace(config, model=model))
     policy = RecurrentPolicy(checkpoint, "cpu", "torch")

@@ -19,7 +19,7 @@ from drl.config import Config
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError, shown
 from drl.foreign import checked, fits, open_regular, parse_json
-from drl.model import DecisionTransformer
+from drl.model import make
 
 TENSORS, HEADER = 64 << 30, 8_000_000  # bytes of a file and of its header, at most
 COUNT, RANK, NAME = 10_000, 8, 200  # tensors of a file, dimensions of a tensor, characters of a name, at most
@@ -104,7 +104,7 @@ def _flaw_of_weights(config: Config, weights: dict[str, Tensor], spaces: Spaces)
     if len(layers) != config.model.layers:  # before a model of very many is built, which takes seconds
         return f"there are weights of {len(layers)} layers, not of {config.model.layers}"
     with torch.device("meta"):
-        model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim)
+        model = make(config.model, spaces.observation_dim, spaces.action_dim)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if other := sorted(expected.keys() ^ weights.keys()):
         return f"the weight {shown(other[0])} is {'missing' if other[0] in expected else 'not one of its model'}"

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drl.attention import LinearAttention, SoftmaxAttention
+from drl.cloning import Cloning
 from drl.config import ModelConfig
 from drl.kernels import LinearAttentionState, residual_mlp
 
@@ -188,3 +189,11 @@ class DecisionTransformer(nn.Module):
 
     def _read_out(self, x_BLD: Tensor) -> Tensor:
         return self.head(self.norm(x_BLD)).tanh()
+
+
+Model = DecisionTransformer | Cloning
+
+
+def make(config: ModelConfig, observation_dim: int, action_dim: int) -> Model:
+    """The model that config.attention names, its weights drawn by torch's own generator."""
+    return (Cloning if config.attention == "none" else DecisionTransformer)(config, observation_dim, action_dim)

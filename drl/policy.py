@@ -1,7 +1,7 @@
 """Acting: one environment step in, one action out.
 
     RecurrentPolicy    the state goes on; a step costs the same at timestep 10 and at timestep 100,000
-    WindowPolicy       the last K steps are recomputed at every step: the published protocol, and softmax's only one
+    WindowPolicy       the last K steps are recomputed at every step, as published; the only way without a state
 
 Both are batched, keep their state outside, and have the same doors. Chunks of training begin from the very states
 that acting visits (state passing), which is why a recurrent state may remember a whole episode; a model trained on
@@ -35,8 +35,8 @@ class RecurrentPolicy(Doors):
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", engine: str = "auto"):
-        if checkpoint.config.model.attention == "softmax":
-            raise UserError("softmax attention has no recurrent step; use --mode window (WindowPolicy)")
+        if (attention := checkpoint.config.model.attention) != "linear":
+            raise UserError(f"model.attention {attention} has no recurrent step; use --mode window (WindowPolicy)")
         super().__init__(checkpoint, device, engine)
         self._engine = self._caller = None
         if self.engine in COMPILED:

@@ -22,7 +22,7 @@ from drl.engine import ENGINES as COMPILED
 from drl.engine import ActionError
 from drl.errors import UserError
 from drl.foreign_tensors import require_sound
-from drl.model import DecisionTransformer
+from drl.model import make
 from drl.policy_state import PolicyState
 
 ENGINES = ("auto", "torch", *COMPILED)
@@ -41,7 +41,7 @@ class Doors:
         spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
         require_sound(checkpoint.config, checkpoint.weights, spaces, normaliser, "the policy")
         self.config, self.spaces, self.device = checkpoint.config, spaces, device
-        model = DecisionTransformer(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
+        model = make(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
         model.load_state_dict(checkpoint.weights)
         self.model = model.eval().to(device)
         arrays = (normaliser.mean, normaliser.std, spaces.action_low, spaces.action_high)

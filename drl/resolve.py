@@ -19,8 +19,11 @@ def resolve(config: Config, store: EpisodeStore) -> Config:
     environment, target returns.
 
     Raises:
-        UserError: no environment is named anywhere, it is unknown or does not fit the data, or the device is not there.
+        UserError: no environment is named anywhere, it is unknown or does not fit the data, the model cannot act in the
+            mode that is asked for, or the device is not there.
     """
+    if config.evaluate.mode == "recurrent" and config.model.attention != "linear":
+        raise UserError(f"model.attention {config.model.attention} has no recurrent step; add --evaluate.mode window")
     environment = config.environment or store.spaces.environment
     if not environment:
         raise UserError(f"dataset {config.dataset} names no environment; add --environment, e.g. Hopper-v5")

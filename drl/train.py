@@ -75,7 +75,7 @@ def train_together(
         pasts = [checkpoints.resume(folder, share.first) if resume else None for folder in folders]
         for folder, config, past in zip(folders, configs, pasts, strict=True):
             _check_run(folder, config, store, past, resume)
-        steps, runs = Steps(store, device), []
+        steps, runs = Steps(store, device, configs[0].train.best_episodes), []
         for config, folder, past in zip(configs, folders, pasts, strict=True):
             trainer = Trainer(config, store, steps, share)
             if past is not None:

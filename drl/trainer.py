@@ -22,7 +22,7 @@ from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent
 from drl.errors import UserError
-from drl.model import DecisionTransformer, ModelState
+from drl.model import Model, ModelState, make
 from drl.parallel import Share
 from drl.versions import versions
 
@@ -41,11 +41,12 @@ class Trainer:
         self._devices = [device] if is_cuda(device) else []
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(config.seed)
-            self.model = DecisionTransformer(config.model, spaces.observation_dim, spaces.action_dim).to(device)
+            self.model = make(config.model, spaces.observation_dim, spaces.action_dim).to(device)
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
         self.rows = share.rows(settings.batch_size)
-        self.sampler = make_sampler(settings, steps or Steps(store, device), config.seed, self.rows)
+        steps = steps or Steps(store, device, settings.best_episodes)
+        self.sampler = make_sampler(settings, steps, config.seed, self.rows)
         wrap = compiled if settings.compile == "on" else lambda function: function
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
         masters, working = (list(model.parameters()) for model in (self.model, self.working))
@@ -190,7 +191,7 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
     return results
 
 
-def batch_errors(model: DecisionTransformer, batch: Batch, past: ModelState) -> tuple[Tensor, Tensor, ModelState]:
+def batch_errors(model: Model, batch: Batch, past: ModelState) -> tuple[Tensor, Tensor, ModelState]:
     """`action_errors` of one chunk that goes on from `past`, and the state that it leaves behind.
 
     A model whose weights are bfloat16 computes in bfloat16; states, errors and sums stay float32.
@@ -214,7 +215,7 @@ def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Ten
     return error_BL.where(mask, 0).sum(), mask.sum(dtype=torch.float32)
 
 
-def bfloat16_twin(model: DecisionTransformer) -> DecisionTransformer:
+def bfloat16_twin(model: Model) -> Model:
     """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
 
     So Descent can write them all at once, where autocast would cast one by one.

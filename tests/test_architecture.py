@@ -33,7 +33,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.kernels.linear_attention", "drl.kernels.token_wise"},
     {"drl.kernels"},
     {"drl.kernels.cpu.__main__"},
-    {"drl.attention", "drl.benchmark_peers", "drl.benchmark_table"},
+    {"drl.attention", "drl.cloning", "drl.benchmark_peers", "drl.benchmark_table"},
     {"drl.benchmark_inputs"},
     {"drl.benchmark_attention"},
     {"drl.model"},

@@ -201,7 +201,7 @@ MISTAKES = {
     ),
     "softmax in recurrent mode": (
         ["evaluate", "softmax", "--mode", "recurrent"],
-        r"softmax attention has no recurrent step; use --mode window \(WindowPolicy\)",
+        r"model.attention softmax has no recurrent step; use --mode window \(WindowPolicy\)",
     ),
     "a misspelt mode": (
         ["evaluate", "linear", "--mode", "recurent"], r"mode must be one of auto, recurrent, window, got 'recurent'",
@@ -213,7 +213,7 @@ MISTAKES = {
     "a run to export that is not there": (["export", "nowhere", "policy"], r"no checkpoint in nowhere; .*drl train .*"),
     "a softmax run to export": (
         ["export", "softmax", "policy"],
-        r"softmax attention has no recurrent step to export; act with the run itself: drl evaluate softmax",
+        r"model.attention softmax has no recurrent step to export; act with the run itself: drl evaluate softmax",
     ),
     "a run to export over": (
         ["export", "linear", "softmax", "--overwrite"],

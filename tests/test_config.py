@@ -123,6 +123,10 @@ def test_target_returns_are_a_list_of_floats(file):
         ("seed", "-1", "seed must not be negative, got -1"),
         ("model.attention", "softmax", "model.attention softmax has no state to pass; add --train.sampling windows, "
                                        "or use linear attention"),
+        ("model.attention", "none", "model.attention none has no state to pass; add --train.sampling windows, or use "
+                                    "linear attention"),
+        ("train.best_episodes", "0", "train.best_episodes must be in (0, 1], got 0.0"),
+        ("train.best_episodes", "1.5", "train.best_episodes must be in (0, 1], got 1.5"),
     ],
 )
 @pytest.mark.parametrize("place", ["options", "file"])
@@ -143,8 +147,9 @@ def test_a_mistake_is_answered_with_its_cure(file, tmp_path, place, key, value, 
 
 @pytest.mark.parametrize(
     ("key", "wrong", "known"),
-    [("model.attention", "sofmax", ["linear", "softmax"]), ("train.sampling", "window", ["state_passing", "windows"]),
-     ("train.decay", "cosin", ["cosine", "none"]), ("model.feature_map", "elu", ["elu1", "relu", "identity"])],
+    [("model.attention", "sofmax", ["linear", "softmax", "none"]),
+     ("train.sampling", "window", ["state_passing", "windows"]), ("train.decay", "cosin", ["cosine", "none"]),
+     ("model.feature_map", "elu", ["elu1", "relu", "identity"])],
 )
 def test_an_unknown_choice_names_the_known_ones(key, wrong, known):
     with pytest.raises(UserError) as caught:

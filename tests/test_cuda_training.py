@@ -21,7 +21,7 @@ from drl.trainer import Trainer, update
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]
 SINGLE = dict(rtol=1e-3, atol=1e-5)  # thirty updates let rounding grow
-CASES = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows")]
+CASES = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows"), ("none", "windows")]
 
 
 @pytest.fixture(autouse=True)

@@ -190,9 +190,11 @@ def test_a_policy_trained_with_kernels_of_a_gpu_acts_without_them(tmp_path):
 # refusals of the export
 
 
-def test_softmax_has_no_step_to_export(tmp_path):
-    checkpoints.save(make_checkpoint(attention="softmax"), tmp_path / "run", keep=1)
-    with pytest.raises(UserError, match=r"^softmax attention has no recurrent step to export; .* drl evaluate \S+run$"):
+@pytest.mark.parametrize("attention", ["softmax", "none"])
+def test_what_has_no_step_is_not_exported(tmp_path, attention):
+    checkpoints.save(make_checkpoint(attention=attention), tmp_path / "run", keep=1)
+    told = rf"^model.attention {attention} has no recurrent step to export; .* drl evaluate \S+run$"
+    with pytest.raises(UserError, match=told):
         export(tmp_path / "run", tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 

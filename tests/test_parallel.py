@@ -23,7 +23,7 @@ from drl.errors import UserError
 from drl.parallel import Share, join
 from drl.train import train, train_together
 
-ATTENTIONS = ["linear", "softmax"]
+ATTENTIONS = ["linear", "softmax", "none"]
 PRELUDE = f"""
 import os, sys
 from pathlib import Path
@@ -77,7 +77,7 @@ def made(tmp_path_factory):
             train(config_of(attention), make_store(), folder / attention / "handed-over")
     processes = in_two("""
 with join("cpu") as share:
-    for attention in ("linear", "softmax"):
+    for attention in ("linear", "softmax", "none"):
         for name in ("shared", "handed-over"):
             run = folder / attention / name
             train_together([config_of(attention)], make_store(), [run], resume=name == "handed-over", share=share)

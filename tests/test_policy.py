@@ -22,7 +22,7 @@ from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.data.store import Normaliser, Spaces
 from drl.engine import ActionError, unavailable
 from drl.errors import UserError
-from drl.model import DecisionTransformer
+from drl.model import make
 from drl.policy import PolicyState, RecurrentPolicy, WindowPolicy
 
 B, O, A, HEADS, DIM, K, LAYERS = 3, 5, 7, 2, 11, 13, 2  # noqa: E741
@@ -67,7 +67,7 @@ def make_checkpoint(attention="linear", seed=0, **changes) -> Checkpoint:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        weights = DecisionTransformer(config.model, O, A).state_dict()
+        weights = make(config.model, O, A).state_dict()
         for weight in weights.values():
             weight.add_(0.1 * torch.randn(weight.shape))
     low = rng.uniform(-3, -1, A).astype(np.float32)
@@ -226,7 +226,7 @@ def test_acting_goes_on_past_the_last_timestep_embedding():
     assert_near(replay(policy, recording), parallel_episodes(policy, recording), REPLAY[torch.float64])
 
 
-@pytest.mark.parametrize("attention", ["linear", "softmax"])
+@pytest.mark.parametrize("attention", ["linear", "softmax", "none"])
 def test_a_window_is_the_forward_of_the_last_steps(attention):
     policy = make_policy(WindowPolicy, torch.float64, attention=attention, max_timesteps=31)
     recording = record(((43,), (19, 1, 23), (5, 13, 25)))  # within, at and beyond a window of 13
@@ -472,9 +472,13 @@ def test_the_state_is_as_large_after_2000_steps_as_after_5():
 # Mistakes
 
 
-def test_a_recurrent_policy_refuses_softmax():
-    with pytest.raises(UserError, match=r"softmax attention has no recurrent step; use --mode window \(WindowPolicy\)"):
-        RecurrentPolicy(make_checkpoint(attention="softmax"))
+@pytest.mark.parametrize("attention", ["softmax", "none"])
+def test_a_recurrent_policy_refuses_a_model_without_a_state(attention):
+    with pytest.raises(UserError) as caught:
+        RecurrentPolicy(make_checkpoint(attention=attention))
+    assert str(caught.value) == (
+        f"model.attention {attention} has no recurrent step; use --mode window (WindowPolicy)"
+    )
 
 
 @POLICIES

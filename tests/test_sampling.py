@@ -97,11 +97,11 @@ def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store, 
 
 
 def test_on_a_cpu_the_stores_own_pages_are_read_even_those_of_a_file_that_cannot_be_written(store):
-    arrays = store.observations, store.actions, store.returns_to_go, store.episode_starts
+    arrays = store.observations, store.actions, store.returns_to_go
     for array in arrays:
         array.flags.writeable = False  # warnings are errors here: torch has one for such arrays
     steps = Steps(store, "cpu")
-    kept = steps.observations, steps.actions, steps.returns_to_go, steps.starts
+    kept = steps.observations, steps.actions, steps.returns_to_go
     assert [tensor.data_ptr() for tensor in kept] == [array.ctypes.data for array in arrays]
 
 

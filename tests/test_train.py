@@ -27,7 +27,7 @@ from drl.trainer import Trainer, action_errors
 PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
 LENGTHS = (3, 23, 7, 31, 11, 2)  # some shorter than a chunk of 5, some much longer; none a multiple of it
 SAMPLING = ["state_passing", "windows"]
-WAYS = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows")]
+WAYS = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows"), ("none", "windows")]
 
 
 class Recorded(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drl.config import TrainConfig
-from drl.data.store import CHUNK, EpisodeStore
+from drl.data.store import CHUNK, EpisodeStore, starts_of
 from drl.errors import UserError
 
 
@@ -42,14 +42,26 @@ class Batch(NamedTuple):
 
 
 class Steps:
-    """The store's arrays on a device, shared by every sampler that draws from them."""
+    """The store's arrays on a device, shared by every sampler that draws from them, and which episodes are drawn.
 
-    def __init__(self, store: EpisodeStore, device: torch.device | str):
+    Those that are drawn, and their steps, have numbers of their own: as if no others stood between them.
+
+    Attributes:
+        starts: the number of each one's first step, and of the end of the last one, (E+1,) int64.
+        first: where each begins in the store, (E,) int64.
+        count: steps of all that are drawn.
+    """
+
+    def __init__(self, store: EpisodeStore, device: torch.device | str, share: float = 1.0):
+        """`share`: of the episodes that is drawn, as EpisodeStore.best takes it."""
         low, high = store.spaces.action_low, store.spaces.action_high
+        episodes, self._starts = store.best(share), store.episode_starts
+        starts = starts_of(store.episode_lengths[episodes])
+        self.count = int(starts[-1])
         try:
-            self.observations, self.actions, self.returns_to_go, self.starts = (
+            self.observations, self.actions, self.returns_to_go, self.starts, self.first = (
                 _tensor(array, device)
-                for array in (store.observations, store.actions, store.returns_to_go, store.episode_starts)
+                for array in (store.observations, store.actions, store.returns_to_go, starts, self._starts[episodes])
             )
         except torch.OutOfMemoryError as error:
             raise UserError(f"dataset {store.dataset} does not fit into the memory of {device}; use --device cpu, "
@@ -60,7 +72,7 @@ class Steps:
         self.device = device
 
     def locate(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """The episode of each step in the store, and its timestep."""
+        """The episode and the timestep of each step that may be drawn, by their numbers."""
         episode = torch.searchsorted(self.starts, step, right=True) - 1
         return episode, step - self.starts[episode]
 
@@ -73,8 +85,9 @@ class Steps:
                 rows = getattr(self, field)[start: start + CHUNK]
                 bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()
                 if len(bad):
-                    episode, timestep = self.locate(start + bad[0])
-                    return f"episode {episode.item()}, step {timestep.item()}, field {field}"
+                    step = start + bad[0].item()
+                    episode = np.searchsorted(self._starts, step, side="right") - 1
+                    return f"episode {episode}, step {step - self._starts[episode]}, field {field}"
         return None
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +117,7 @@ class _Sampler:
 
     def _draw_steps(self, count: int) -> tuple[Tensor, Tensor]:
         """Steps drawn uniformly from all, as (episode, timestep)."""
-        return self.steps.locate(self._draw(len(self.steps.actions), count))
+        return self.steps.locate(self._draw(self.steps.count, count))
 
     def _gather(self, *drawn: Tensor) -> Batch:
         """The batch of what all rows drew: episode, position and restart, (B,) each."""
@@ -114,7 +127,7 @@ class _Sampler:
         timestep_BL = position_B[:, None] + self.offset_L
         mask_BL = timestep_BL < length_B1
         timestep_BL = timestep_BL.minimum(length_B1 - 1)
-        index_BL = starts[episode_B][:, None] + timestep_BL
+        index_BL = self.steps.first[episode_B][:, None] + timestep_BL
         return Batch(*self.steps.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B.clone())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -135,7 +148,7 @@ class WindowSampler(_Sampler):
 
     def next(self, turn: int = 0) -> Batch:
         """The next batch; a window knows no turns."""
-        return self.advance(self._draw(len(self.steps.actions), self.batch_size))
+        return self.advance(self._draw(self.steps.count, self.batch_size))
 
     def advance(self, step_B: Tensor) -> Batch:
         """All of a batch but what is random, as a function of tensors that can be compiled."""
