@@ -44,7 +44,7 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return scores.stratified_interval(self.values[:, None], np.random.default_rng(BOOTSTRAP_SEED))
+        return scores.stratified_interval([self.values], generator=np.random.default_rng(BOOTSTRAP_SEED))
 
 
 def report(runs: Path, figure: Path | None = None) -> str:
