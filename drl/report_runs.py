@@ -1,0 +1,138 @@
+"""Runs of a report, from their folders: what `drl train`, `drl evaluate` and `drl suite` wrote there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drl import checkpoint as checkpoints
+from drl import evaluate as evaluation
+from drl import foreign, intact, scores
+from drl.checkpoint_files import CARD
+from drl.config import Config, read_config
+from drl.errors import UserError, shown
+from drl.progress import progress
+from drl.report_pack import Pack, Result, Run, thinned
+
+LOG = 1 << 30  # bytes of metrics.jsonl, at most
+MANY = 100  # runs from which on the reading shows its progress
+SUITE = "suite.json"
+DEPTH = 4  # of mappings and lists in it
+TOLERANCE = 0.01  # of a score, within which returns are those that it was made of
+
+
+def gather(root: Path) -> Pack:
+    """Every evaluated run below a folder, of any layout; of the returns only those of a run's longest evaluations.
+
+    Raises:
+        UserError: there is none, or a file of one is not what this package wrote.
+    """
+    folders = sorted(path.parent for path in root.rglob(evaluation.FILE))
+    if not folders:
+        raise UserError(f"no evaluated run under {root}; type: drl evaluate runs/hopper/medium-replay/seed-0")
+    runs, datasets = [], {}
+    with progress(len(folders), "runs", "reading", silent=len(folders) < MANY) as bar:
+        for folder in folders:
+            run = _run(folder, root)
+            if run.config.dataset not in datasets and (known := _dataset_return(folder)) is not None:
+                datasets[run.config.dataset] = known
+            runs.append(run)
+            bar.update()
+    return Pack(_typed(root), runs, datasets, _jobs(root / SUITE))
+
+
+def _typed(root: Path) -> str:
+    """The folder as someone else may type it: no path of this machine."""
+    if root.is_absolute() and root.is_relative_to(Path.cwd()):
+        root = root.relative_to(Path.cwd())
+    return root.name if root.is_absolute() or ".." in root.parts else root.as_posix()
+
+
+def _run(folder: Path, root: Path) -> Run:
+    config = read_config(folder / "config.yaml")
+    told = [result for result in evaluation.read(folder, evaluation.SCORED) if result["normalized_score"] is not None
+            and config.environment in ("", result["environment"])]
+    longest = max((result["episodes"] for result in told), default=0)
+    results = [_result(result, config, result["episodes"] == longest) for result in told]
+    failures = [_failed(failure) for failure in evaluation.read_failures(folder)]
+    return Run(folder.relative_to(root).as_posix(), config, results, failures, *thinned(*losses(folder)))
+
+
+def _result(told: dict[str, Any], config: Config, long: bool) -> Result:
+    score, returns = told["normalized_score"], told.get("returns")
+    reference = scores.reference(config.environment)
+    kept = long and reference and foreign.fits(returns, list[float]) and returns and abs(
+        scores.normalized_score(np.array(returns, float), reference).mean() - score) < TOLERANCE
+    return Result(told["step"], told["mode"], float(told["target_return"]), told["episodes"], min(told["seeds"] or [0]),
+                  told["versions"], returns if kept else [], float(score))
+
+
+def _failed(failure: dict[str, Any]) -> tuple[int, str]:
+    when = failure.get("time") if foreign.fits(failure.get("time"), str) else "when is not known"
+    told = (f"step {failure['step']}, {failure['mode']}, target {failure['target_return']:g}, {failure['finished']} of "
+            f"{failure['episodes']} episodes finished, {when}: {failure['reason']}")
+    return failure["step"], told[: foreign.TEXT]
+
+
+def losses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and training loss of a run, (lines,) each; nothing where there is no log.
+
+    Raises:
+        UserError: a line of the log, but for a last one that is torn, is not what `drl train` writes.
+    """
+    path = folder / "metrics.jsonl"
+    content = foreign.read_bytes(path, "log", LOG) if path.exists() else b""
+    try:
+        lines = [foreign.parse_json(line) for line in content.split(b"\n")[:-1]]
+        kept = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+        kept = np.array(kept, float).reshape(-1, 2)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UserError(f"{path} is not what drl train logs ({shown(str(error))}); name a folder without it") from error
+    return kept[:, 0], kept[:, 1]
+
+
+def _dataset_return(folder: Path) -> float | None:
+    """Mean return of the episodes of a run's dataset, as its newest checkpoint says it; None where there is none."""
+    if not checkpoints.exists(folder):
+        return None
+    card = intact.read_json(checkpoints.find(folder) / CARD, "checkpoint")
+    known = card.get("dataset_return")
+    return round(float(known), 2) if foreign.fits(known, float) else None
+
+
+def _jobs(path: Path) -> list[dict[str, Any]]:
+    """What a suite's file says of each of its jobs: a job is whatever in it has seconds."""
+    if not path.exists():
+        return []
+    content = intact.read_sealed(path, "suite")
+    default = _hardware(content)
+    return [job | {"hardware": job["hardware"] or default} for job in _found(content, "", DEPTH)]
+
+
+def _found(there: Any, name: str, depth: int) -> Iterator[dict[str, Any]]:
+    if isinstance(there, list) and depth:
+        for place, one in enumerate(there):
+            yield from _found(one, f"{name} {place}".strip(), depth - 1)
+    elif isinstance(there, dict):
+        seconds = _seconds(there)
+        if seconds:
+            named = " ".join(str(there[key]) for key in ("variant", "task") if foreign.fits(there.get(key), str))
+            yield {"name": named or name, "seconds": seconds, "hardware": _hardware(there)}
+        elif depth:
+            for key, one in there.items():
+                yield from _found(one, f"{name} {key}".strip(), depth - 1)
+
+
+def _seconds(job: dict[str, Any]) -> dict[str, float]:
+    """Seconds by what they went into: {"training_seconds": 1.0} and {"seconds": {"training": 1.0}} say the same."""
+    nested = job["seconds"] if isinstance(job.get("seconds"), dict) else {}
+    flat = {key.replace("seconds", "").strip("_ ") or "all": value for key, value in job.items() if "seconds" in key}
+    return {key: round(value, 1) for key, value in (flat | nested).items()
+            if foreign.fits(key, str) and foreign.fits(value, float) and "per" not in key.split("_")}
+
+
+def _hardware(told: dict[str, Any]) -> str:
+    device = next((told[key] for key in ("device_name", "device") if foreign.fits(told.get(key), str)), "")
+    cores = f"{told['cores']} CPU cores" if foreign.fits(told.get("cores"), int) else ""
+    return ", ".join(filter(None, (device, cores)))
