@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from drl import disk, foreign, report_pack
+from drl import disk, figures, foreign, report_pack
 from drl.errors import UserError
 from drl.report_curves import draw_curves, draw_modes, draw_targets
 from drl.report_figures import draw_scores, draw_summary
@@ -42,6 +42,8 @@ def report(source: Path, *, figure: Path | None = None, folder: Path | None = No
         raise UserError("--readme shows a figure of the page's folder; add --write docs/results")
     if readme:
         _marked(readme, "")
+    if folder or figure:
+        figures.pyplot("--write" if folder else "--figure")  # missing: told before the reading
     content = report_pack.read(source) if source.is_file() else gather(source)
     content = report_pack.unpacked(fields := report_pack.fields(content), f"report of {source}")
     rows, tasks = rows_of(content.runs), tasks_of(content.runs)
@@ -64,8 +66,9 @@ def report(source: Path, *, figure: Path | None = None, folder: Path | None = No
         written += [("page", folder / PAGE), *(("figure", folder / name) for name in shown)]
     if readme:
         place = Path(os.path.relpath(folder, readme.parent))
-        _write(readme, _marked(readme, short(content, rows, tasks, (place / "summary.png").as_posix(),
-                                             (place / PAGE).as_posix())))
+        drawn = "summary.png" if "summary.png" in shown else "scores.png"
+        _write(readme, _marked(readme, short(content, rows, tasks, (place / drawn).as_posix(),
+                                             (place / PAGE).as_posix(), shown[drawn])))
         written.append(("readme", readme))
     told = "" if folder else whole({})
     return told + "\n".join(f"{kind:<12}{path} ({path.stat().st_size:,} bytes)" for kind, path in written)

@@ -134,13 +134,13 @@ def unpacked(content: dict[str, Any], what: str) -> Pack:
 def _run(run: dict[str, Any], told: dict[str, Any], what: str) -> Run:
     what = f"{what} (its run {run['name']})"
     tree: dict[str, Any] = {"seed": run["seed"]}
-    for key, value in _at(told["options"], run["options"], what).items():
-        section, _, name = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[name] = value
     try:
+        for key, value in _at(told["options"], run["options"], what).items():
+            section, _, name = key.rpartition(".")
+            (tree.setdefault(section, {}) if section else tree)[name] = value
         config = Config.from_dict(tree)
-    except UserError as error:
-        raise UserError(f"{what} is damaged: {error}") from error
+    except (UserError, TypeError) as error:  # TypeError: a section that is a number
+        raise UserError(f"{what} is damaged: {shown(str(error))[1:-1]}") from error
     place, losses = _row(run["losses"], [int, list[float]], what)
     steps = _at(told["grids"], place, what)
     if len(steps) != len(losses):

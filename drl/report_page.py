@@ -42,13 +42,13 @@ def page(pack: Pack, rows: list[Row], tasks: dict[str, str], comparisons: list[C
     return "\n".join(lines) + "\n"
 
 
-def short(pack: Pack, rows: list[Row], tasks: dict[str, str], figure: str, link: str) -> str:
-    """What a README shows of it."""
+def short(pack: Pack, rows: list[Row], tasks: dict[str, str], figure: str, link: str, shows: str) -> str:
+    """What a README shows of it: the table, a link to the page, a figure and what it shows."""
     names = list(tasks.values())
     return "\n".join([*table(rows, names, dataset_scores(pack, tasks), short=True), "",
                       f"Mean normalised score of {_count(len(names), 'task')}, {_count(most_seeds(rows), 'seed')} "
                       f"each, ± half the width of its 95% interval; each task, seed and command: [{link}]({link}).", "",
-                      f"![average and interquartile mean of each variant, with 95% intervals]({figure})"])
+                      f"![{shows}]({figure})"])
 
 
 def between_marks(text: str, new: str) -> str | None:

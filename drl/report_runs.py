@@ -23,7 +23,8 @@ TOLERANCE = 0.01  # of a score, within which returns are those that it was made 
 
 
 def gather(root: Path) -> Pack:
-    """Every evaluated run below a folder, of any layout; of the returns only those of a run's longest evaluations.
+    """Every evaluated run below a folder, of any layout. Returns are kept of the evaluations that a run is for: its
+    last checkpoint, acted as its config says, asked for what it says, of the most episodes; of the others the score.
 
     Raises:
         UserError: there is none, or a file of one is not what this package wrote.
@@ -53,16 +54,22 @@ def _run(folder: Path, root: Path) -> Run:
     config = read_config(folder / "config.yaml")
     told = [result for result in evaluation.read(folder, evaluation.SCORED) if result["normalized_score"] is not None
             and config.environment in ("", result["environment"])]
-    longest = max((result["episodes"] for result in told), default=0)
-    results = [_result(result, config, result["episodes"] == longest) for result in told]
+    results = [_result(result, config, kept) for result, kept in zip(told, _kept(told, config), strict=True)]
     failures = [_failed(failure) for failure in evaluation.read_failures(folder)]
     return Run(folder.relative_to(root).as_posix(), config, results, failures, *thinned(*losses(folder)))
 
 
-def _result(told: dict[str, Any], config: Config, long: bool) -> Result:
+def _kept(told: list[dict[str, Any]], config: Config) -> list[bool]:
+    mode = evaluation.resolve_mode(config.evaluate.mode, config.model.attention)
+    order = [(result["mode"] == mode and result["target_return"] in config.evaluate.target_returns, result["step"],
+              result["episodes"]) for result in told]
+    return [each[0] and each == max(order) for each in order]
+
+
+def _result(told: dict[str, Any], config: Config, keeps: bool) -> Result:
     score, returns = told["normalized_score"], told.get("returns")
     reference = scores.reference(config.environment)
-    kept = long and reference and foreign.fits(returns, list[float]) and returns and abs(
+    kept = keeps and reference and foreign.fits(returns, list[float]) and returns and abs(
         scores.normalized_score(np.array(returns, float), reference).mean() - score) < TOLERANCE
     return Result(told["step"], told["mode"], float(told["target_return"]), told["episodes"], min(told["seeds"] or [0]),
                   told["versions"], returns if kept else [], float(score))
