@@ -21,7 +21,7 @@ MOST = 10_000  # runs
 KINDS = {"root": str, "options": list[dict], "versions": list[dict[str, str]], "grids": list[list[int]],
          "datasets": dict[str, float], "jobs": list[dict], "runs": list[dict]}
 RUN = {"name": str, "options": int, "seed": int, "results": list, "failures": list, "losses": list}
-JOB = {"name": str, "seconds": dict[str, float], "hardware": str}
+JOB = {"name": str, "work": str, "seconds": float, "hardware": str}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Pack:
         root: the folder of the runs, as it was typed.
         runs: by name.
         datasets: mean return of the episodes by dataset id, where it is known.
-        jobs: name, seconds by what they went into, and hardware of each job of the suite that made the runs, if any.
+        jobs: name, work (training or scoring), seconds and hardware of what the suite did that made the runs, if any.
     """
 
     root: str

@@ -109,14 +109,13 @@ def _said(numbers: Iterable[int]) -> str:
 def _hardware(pack: Pack) -> list[str]:
     if not pack.jobs:
         return []
-    spent: dict[str, float] = {}
+    spent: dict[tuple[str, str], float] = {}
     for job in pack.jobs:
-        for kind, seconds in job["seconds"].items():
-            spent[kind] = spent.get(kind, 0.0) + seconds
-    hardware = sorted({job["hardware"] for job in pack.jobs if job["hardware"]})
-    times = ", ".join(f"{kind} {_duration(seconds)}" for kind, seconds in spent.items())
-    return [f"Hardware: {'; '.join(hardware) or 'not recorded'}. Wall time of {_count(len(pack.jobs), 'job')}, added "
-            f"up: {times}.", ""]
+        key = job["work"], job["hardware"]
+        spent[key] = spent.get(key, 0.0) + job["seconds"]
+    times = "; ".join(f"{work} {_duration(seconds)} ({where})" for (work, where), seconds in sorted(spent.items()))
+    jobs = len({job["name"] for job in pack.jobs})
+    return [f"Hardware and wall time, added up over {_count(jobs, 'job')}: {times}.", ""]
 
 
 def _duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from drl import scores
 from drl.config import Config, ModelConfig, TrainConfig
-from drl.errors import UserError, did_you_mean
+from drl.errors import UserError, shown
 from drl.report_pack import Result, Run
 
 BOOTSTRAP_SEED = 0
@@ -218,9 +218,8 @@ def chosen_row(rows: list[Row], name: str) -> Row:
     """
     meant = [row for row in rows if row.name == name] or [row for row in rows if row.variant == name]
     if name and len(meant) != 1:
-        known = [row.name for row in (meant or rows)]
-        raise UserError(f"--against: {'several rows are' if meant else 'no row is'} called {name!r:.80}; "
-                        + (f"type one of: {'; '.join(known)}" if meant else did_you_mean(name, known)))
+        raise UserError(f"--against: {'several rows are' if meant else 'no row is'} called {shown(name)}; type one of: "
+                        + "; ".join(row.name for row in meant or rows))
     return meant[0] if name else rows[0]
 
 

@@ -1,6 +1,5 @@
 """Runs of a report, from their folders: what `drl train`, `drl evaluate` and `drl suite` wrote there."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from drl.report_pack import Pack, Result, Run, thinned
 LOG = 1 << 30  # bytes of metrics.jsonl, at most
 MANY = 100  # runs from which on the reading shows its progress
 SUITE = "suite.json"
-DEPTH = 4  # of mappings and lists in it
+TIMES = {"variant": str, "task": str, "work": str, "device": str, "cores": int, "seconds": float}  # of a row of it
 TOLERANCE = 0.01  # of a score, within which returns are those that it was made of
 
 
@@ -109,37 +108,11 @@ def _dataset_return(folder: Path) -> float | None:
 
 
 def _jobs(path: Path) -> list[dict[str, Any]]:
-    """What a suite's file says of each of its jobs: a job is whatever in it has seconds."""
+    """What a suite's file says of the time that its jobs took."""
     if not path.exists():
         return []
-    content = intact.read_sealed(path, "suite")
-    default = _hardware(content)
-    return [job | {"hardware": job["hardware"] or default} for job in _found(content, "", DEPTH)]
-
-
-def _found(there: Any, name: str, depth: int) -> Iterator[dict[str, Any]]:
-    if isinstance(there, list) and depth:
-        for place, one in enumerate(there):
-            yield from _found(one, f"{name} {place}".strip(), depth - 1)
-    elif isinstance(there, dict):
-        seconds = _seconds(there)
-        if seconds:
-            named = " ".join(str(there[key]) for key in ("variant", "task") if foreign.fits(there.get(key), str))
-            yield {"name": named or name, "seconds": seconds, "hardware": _hardware(there)}
-        elif depth:
-            for key, one in there.items():
-                yield from _found(one, f"{name} {key}".strip(), depth - 1)
-
-
-def _seconds(job: dict[str, Any]) -> dict[str, float]:
-    """Seconds by what they went into: {"training_seconds": 1.0} and {"seconds": {"training": 1.0}} say the same."""
-    nested = job["seconds"] if isinstance(job.get("seconds"), dict) else {}
-    flat = {key.replace("seconds", "").strip("_ ") or "all": value for key, value in job.items() if "seconds" in key}
-    return {key: round(value, 1) for key, value in (flat | nested).items()
-            if foreign.fits(key, str) and foreign.fits(value, float) and "per" not in key.split("_")}
-
-
-def _hardware(told: dict[str, Any]) -> str:
-    device = next((told[key] for key in ("device_name", "device") if foreign.fits(told.get(key), str)), "")
-    cores = f"{told['cores']} CPU cores" if foreign.fits(told.get("cores"), int) else ""
-    return ", ".join(filter(None, (device, cores)))
+    what = f"suite file {path}"
+    told = foreign.checked(intact.read_sealed(path, "suite"), what, {"rows": list[dict]})["rows"]
+    return [{"name": f"{row['variant']} {row['task']}", "work": row["work"], "seconds": round(row["seconds"], 1),
+             "hardware": f"{row['device']}, {row['cores']} CPU cores"}
+            for row in (foreign.checked(row, f"{what} (one of its rows)", TIMES) for row in told)]

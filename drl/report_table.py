@@ -40,9 +40,10 @@ def table(rows: list[Row], tasks: list[str], known: dict[str, float], short: boo
 
     Args:
         known: mean score of a dataset's episodes by task.
-        short: leave the tasks out where there are more than three.
+        short: where there are more than three tasks, leave them out, and rows that would then be empty.
     """
     named = [] if short and len(tasks) > 3 else tasks
+    rows = [row for row in rows if named or overall(row, tasks)] or rows
     columns = [task.replace("/", "<br>") for task in named] + ["average"] * (len(tasks) > 1) + ["interquartile mean"]
     values: dict[str, list[Estimate | None]] = {}
     for row in rows:

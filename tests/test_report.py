@@ -88,9 +88,11 @@ def grid(tmp_path_factory):
                 scored(run, rng.uniform(20, 90), mode=main, target=1000.0, episodes=2)
                 if not model:
                     scored(run, rng.uniform(20, 90), mode="window")
-    intact.write_sealed(root / "suite.json", {"format": 1, "cores": 16, "jobs": {
-        "recurrent hopper/medium": {"training_seconds": 3000.0, "scoring_seconds": 60.5, "device": "cuda:0 (H200)"},
-        "softmax hopper/medium": {"seconds": {"training": 5000.0}, "seconds_per_update": 0.1}}})
+    gpu, cpu = {"work": "training", "device": "H200", "cores": 16}, {"work": "scoring", "device": "EPYC", "cores": 16}
+    rows = [{"variant": "recurrent", "task": "hopper/medium", "seconds": 3000.0} | gpu,
+            {"variant": "softmax", "task": "hopper/medium", "seconds": 5000.0} | gpu,
+            {"variant": "softmax", "task": "hopper/medium", "seconds": 60.5} | cpu]
+    intact.write_sealed(root / "suite.json", {"format": 1, "rows": rows})
     return root
 
 
@@ -284,7 +286,7 @@ def test_tasks_on_which_it_is_below_by_more_than_the_intervals_are_named(tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("softmx", "--against: no row is called 'softmx'; did you mean 'softmax'?"),
+    [("softmx", "--against: no row is called 'softmx'; type one of: softmax; recurrent, recurrent; recurrent, window"),
      ("recurrent",
       "--against: several rows are called 'recurrent'; type one of: recurrent, recurrent; recurrent, window")],
 )
@@ -416,6 +418,16 @@ def test_the_readme_changes_between_its_marks_alone(grid, tmp_path):
     assert [row[0] for row in tables(text)[0]] == ["variant", *(row[0] for row in cells(report(grid)))]
 
 
+def test_a_readme_shows_of_many_tasks_the_average_of_those_that_have_one(tmp_path):
+    for task in ("hopper/medium", "hopper/expert", "walker2d/medium", "walker2d/expert"):
+        finished(tmp_path / "runs", f"a/{task}", [40.0, 40.0], task)
+    finished(tmp_path / "runs", "b/hopper/medium", 50.0, dropout=0.1)
+    (tmp_path / "README.md").write_text("<!-- scores --> <!-- end of scores -->")
+    report(tmp_path / "runs", folder=tmp_path / "page", readme=tmp_path / "README.md")
+    assert tables((tmp_path / "README.md").read_text()) == [[["variant", "acted", "average", "interquartile mean"],
+                                                             ["a", "recurrent", "40.0 ± 0.0", "40.0 ± 0.0"]]]
+
+
 @pytest.mark.parametrize("text", ["", "<!-- scores -->", "<!-- end of scores --> <!-- scores -->",
                                   "<!-- scores --> <!-- scores --> <!-- end of scores -->"])
 def test_a_readme_without_marks_is_left_as_it_is(grid, tmp_path, text):
@@ -432,8 +444,16 @@ def test_a_readme_needs_the_folder_of_its_figure(grid, tmp_path):
 
 
 def test_hardware_and_wall_time_are_those_of_the_suite(grid):
-    assert ("Hardware: 16 CPU cores; cuda:0 (H200). Wall time of 2 jobs, added up: training 2.2 h, scoring 60 s.\n"
-            in report(grid))
+    assert ("Hardware and wall time, added up over 2 jobs: scoring 60 s (EPYC, 16 CPU cores); training 2.2 h (H200, 16 "
+            "CPU cores).\n" in report(grid))
+
+
+@pytest.mark.parametrize("content", [{}, {"rows": [{}]}, {"rows": 1}])
+def test_a_suites_file_that_is_none_is_answered_in_one_line(tmp_path, content):
+    finished(tmp_path, "ours", 40.0)
+    intact.write_sealed(tmp_path / "suite.json", content)
+    with pytest.raises(UserError, match=r"^suite file .*suite\.json.* is damaged: 'r?[a-z]+' is "):
+        report(tmp_path)
 
 
 def test_the_commands_are_ones_that_drl_takes_and_make_the_same_configs(grid):
