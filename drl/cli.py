@@ -226,7 +226,10 @@ def data_list(options) -> None:
 def report(options) -> None:
     from drl.report import report as make
 
-    print(make(Path(options.runs), figure=options.figure and Path(options.figure)))
+    paths = {name: options[name] and Path(options[name]) for name in ("pack", "readme", "figure")}
+    text = make(Path(options.runs), folder=options.write and Path(options.write), against=options.against, **paths)
+    known = sys.stdout.encoding or "utf-8"
+    print(text.encode(known, "replace").decode(known))  # a terminal may know no plus-minus
 
 
 VERBS = {"train": train, "evaluate": evaluate, "export": export, "report": report,

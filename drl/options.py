@@ -11,7 +11,7 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser
 
-from drl import foreign
+from drl import foreign, options_report
 from drl.bounds import MOST
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys, read_options
 from drl.errors import UserError, did_you_mean, shown
@@ -135,12 +135,9 @@ def build() -> Parser:
     verb = Parser(description="Datasets on this machine, and those that can be collected, downloaded or imported.")
     data.add_subcommand("list", verb, help="list datasets")
 
-    verb = Parser(description="Table of the scores under a folder of runs: one row per dataset, variant and acting "
-                  "mode, mean over seeds with a 95% bootstrap interval. Prints Markdown.")
-    verb.add_argument("runs", type=str, help="folder that holds runs at any depth")
-    verb.add_argument("--figure", type=str | None, default=None, help="also draw scores and learning curves into this "
-                      "PNG file; needs the extra drl[report]")
-    verbs.add_subcommand("report", verb, help="table and figure of scores")
+    verb = Parser(description=options_report.DESCRIPTION)
+    options_report.add(verb)
+    verbs.add_subcommand("report", verb, help="tables and figures of scores")
 
     verb = Parser(description="Measure speed on this machine; prints hardware, versions, median and spread.")
     verbs.add_subcommand("benchmark", verb, help="measure speed")

@@ -24,7 +24,7 @@ from drl.config import Config, ModelConfig, TrainConfig, read_config, write_conf
 from drl.data.store import EpisodeStore, Recorded, Spaces
 from drl.errors import UserError, shown
 from drl.foreign_tensors import read_tensors
-from drl.report import _losses
+from drl.report_runs import losses
 from drl.trainer import Trainer
 
 INPUTS = dict(inputs())
@@ -259,8 +259,8 @@ def test_a_training_state_that_cannot_be_is_refused(name, change):
 
 def test_a_log_that_is_none_is_one_line_and_a_torn_last_line_no_flaw(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n{"step": 2, "tra')
-    assert [list(column) for column in _losses(tmp_path)] == [[1], [2.5]]
+    assert [list(column) for column in losses(tmp_path)] == [[1], [2.5]]
     for text in ("{\n", "1\n", '{"train/loss": 1}\n', '{"step": "x", "train/loss": 1}\n'):
         (tmp_path / "metrics.jsonl").write_text(text)
         with pytest.raises(UserError, match="is not what drl train logs"):
-            _losses(tmp_path)
+            losses(tmp_path)

@@ -1,0 +1,55 @@
+"""What to type to make the runs of a report again."""
+
+import re
+import shlex
+
+from drl.report_pack import Run, stated
+from drl.report_rows import Row
+
+DECIDE_NOTHING = {"dataset", "environment", "device", "evaluate.environments", "evaluate.patience"}  # of a score
+COLLECTED = re.compile(r"drl/([\w-]+/[\w-]+)-v0")
+UNPLAIN = re.compile(r"[^\w.-]+")
+
+
+def commands(root: str, rows: list[Row]) -> list[str]:
+    """Lines of shell: datasets, then runs and scores of each variant, then the report. Datasets whose runs differ in
+    nothing else share a loop; unfinished runs are left out."""
+    runs: dict[tuple[str, str], tuple[Run, set[str]]] = {}
+    for row in rows:
+        for run, result in zip(row.runs, row.results, strict=True):
+            if row.step == run.config.train.updates:
+                _, scored = runs.setdefault((row.variant, run.name), (run, set()))
+                scored.add(f"--mode {result.mode} --episodes {result.episodes} --seed {result.first_seed}")
+    seeds: dict[tuple, list[int]] = {}
+    for (variant, _), (run, scored) in runs.items():
+        how = (variant, _options(run), run.config.model.dropout > 0, tuple(sorted(scored)))
+        seeds.setdefault((run.config.dataset, *how), []).append(run.config.seed)
+    loops: dict[tuple, list[str]] = {}
+    for (dataset, *how), numbers in seeds.items():
+        loops.setdefault((*how, tuple(sorted(set(numbers)))), []).append(dataset)
+    collected = sorted({found[1] for run, _ in runs.values() if (found := COLLECTED.fullmatch(run.config.dataset))})
+    lines = [f"for task in {' '.join(collected)}; do drl data collect $task; done"] * bool(collected)
+    for how, datasets in loops.items():
+        lines += _loop(root, datasets, *how)
+    return [f"    {line}" for line in [*lines, f"drl report {shlex.quote(root)}"]]
+
+
+def _loop(root: str, datasets: list[str], variant: str, options: str, dropout: bool, scored: tuple[str, ...],
+          seeds: tuple[int, ...]) -> list[str]:
+    folder = f"{shlex.quote(root)}/{UNPLAIN.sub('-', variant)}/$dataset"
+    each = f"for seed in {' '.join(map(str, seeds))}; do"
+    train = f"drl train --dataset $dataset {options}".rstrip()
+    together = f"{train} --run {folder} --seeds {' '.join(map(str, seeds))}"
+    alone = f"{each} {train} --run {folder}/seed-$seed --seed $seed; done"  # on a GPU dropout keeps seeds apart
+    return [f"for dataset in {' '.join(map(shlex.quote, sorted(datasets)))}; do",
+            f"    {alone if dropout else together}",
+            *(f"    {each} drl evaluate {folder}/seed-$seed {how}; done" for how in scored),
+            "done"]
+
+
+def _options(run: Run) -> str:
+    """What a run was trained with, as typed."""
+    given = {key: value for key, value in stated(run.config).items() if key not in DECIDE_NOTHING}
+    if run.config.environment and not COLLECTED.fullmatch(run.config.dataset):
+        given["environment"] = run.config.environment
+    return " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in given.items())
