@@ -14,7 +14,8 @@ from typing import Any
 
 from drl import cli_benchmark, lock, signals
 from drl import options as command_line
-from drl.config import Config, read_config
+from drl.config import Config
+from drl.config_files import read_config
 from drl.errors import UserError
 from drl.trees import overlaid
 

@@ -4,18 +4,12 @@ Precedence: defaults here < configs/*.yaml < options on the command line. The co
 """
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
-from drl import bounds, disk, foreign, trees
+from drl import bounds, trees
 from drl.bounds import bounded, not_negative, positive
 from drl.errors import UserError
-
-CHECKSUM = b"# sha256: "  # then that of all lines above: the last line of a run's config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,53 +201,3 @@ def config_keys(cls: type = Config, where: str = "") -> list[str]:
         nested = dataclasses.is_dataclass(f.type)
         keys += config_keys(f.type, f"{where}{f.name}.") if nested else [where + f.name]
     return keys
-
-
-def settled(stored: Config) -> Config:
-    """A config of a run that was stored before precision and compile were: it ran in float32, not compiled."""
-    before = {"precision": "float32", "compile": "off"}
-    unsaid = {name: value for name, value in before.items() if getattr(stored.train, name) == "auto"}
-    return dataclasses.replace(stored, train=dataclasses.replace(stored.train, **unsaid))
-
-
-def write_config(path: Path, config: Config) -> None:
-    """The config of a run, for `read_config`: whole or not at all, in the place of what stood there, and with a
-    checksum."""
-    body = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    disk.write_text(path, body + _checksum(body.encode()).decode())
-
-
-def read_config(path: Path) -> Config:
-    """The resolved config of a run folder.
-
-    Raises:
-        UserError: the file is missing, is not what `drl train` wrote, or was changed since and still has its checksum.
-    """
-    content = foreign.read_bytes(path, "config", foreign.YAML, follow=True)
-    body, mark, _ = content.rpartition(CHECKSUM)
-    marked = mark or content.rstrip().rpartition(b"\n")[2].startswith(b"#")  # the mark itself may be damaged
-    if marked and content != body + _checksum(body):
-        raise UserError(f"{path} is damaged: its last line is not the checksum of the lines above; if you changed them "
-                        "on purpose, take the last line out")
-    tree = foreign.read_yaml(path, content)
-    try:
-        return settled(Config.from_dict(tree))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _checksum(body: bytes) -> bytes:
-    return CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n"
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """What a config file states, by dotted key.
-
-    Raises:
-        UserError: the file cannot be read, or a key or the type of a value is not one of a config.
-    """
-    tree = foreign.read_yaml(path, foreign.read_bytes(path, "config", foreign.YAML, follow=True))
-    try:
-        return trees.stated(Config, tree)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error

@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser
 
 from drl import foreign, options_report
 from drl.bounds import MOST
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys, read_options
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys
+from drl.config_files import read_options
 from drl.errors import UserError, did_you_mean, shown
 
 Mode = Literal["auto", "recurrent", "window"]

@@ -9,7 +9,8 @@ from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
 from drl import foreign, intact, scores
 from drl.checkpoint_files import CARD
-from drl.config import Config, read_config
+from drl.config import Config
+from drl.config_files import read_config
 from drl.errors import UserError, shown
 from drl.progress import progress
 from drl.report_pack import Pack, Result, Run, thinned

@@ -18,7 +18,8 @@ from drl import disk, lock, signals
 from drl import evaluate as evaluation
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
-from drl.config import Config, TrainConfig, settled, write_config
+from drl.config import Config, TrainConfig
+from drl.config_files import settled, write_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule

@@ -24,7 +24,7 @@ import toys
 from safetensors.torch import load_file, save_file
 
 from drl import checkpoint as checkpoints
-from drl.config import write_config
+from drl.config_files import write_config
 
 CANARY, TRAP = "canary", "trap_of_the_hostile"
 COMMAND = f"touch {CANARY}"

@@ -19,6 +19,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.disk", "drl.foreign", "drl.faults"},
     {"drl.intact", "drl.lock", "drl.figures", "drl.names", "drl.parallel", "drl.benchmark_device", "drl.appended",
      "drl.bounds", "drl.trees"},
+    {"drl.config_files"},
     {"drl.config", "drl.benchmark_figure", "drl.tracker"},
     {"drl.report_pack"},
     {"drl.report_rows"},

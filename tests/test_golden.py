@@ -12,7 +12,7 @@ import drl
 from drl import checkpoint as checkpoints
 from drl import checkpoint_files, exported
 from drl import evaluate as evaluation
-from drl.config import read_config
+from drl.config_files import read_config
 from drl.train import train
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from drl import cli, foreign
 from drl import options as command_line
-from drl.config import Config, ModelConfig, TrainConfig, read_config, write_config
+from drl.config import Config, ModelConfig, TrainConfig
+from drl.config_files import read_config, write_config
 from drl.data.store import EpisodeStore, Recorded, Spaces
 from drl.errors import UserError, shown
 from drl.foreign_tensors import read_tensors

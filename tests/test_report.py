@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from drl import intact, options, report_pack, scores
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, read_config, write_config
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from drl.config_files import read_config, write_config
 from drl.errors import UserError
 from drl.evaluate import store, store_failure
 from drl.faults import EvaluationFailed, Fault

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from drl import checkpoint as checkpoints
 from drl.checkpoint_files import MODEL, TRAINING
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, read_config
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from drl.config_files import read_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError

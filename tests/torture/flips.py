@@ -17,7 +17,7 @@ from torture.trial import Trial
 from drl import checkpoint as checkpoints
 from drl import exported
 from drl.cli import main
-from drl.config import read_config
+from drl.config_files import read_config
 from drl.data import minari_files, packed
 from drl.errors import UserError
 from drl.export import export
