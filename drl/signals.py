@@ -77,7 +77,7 @@ def status(work: Callable[[], int]) -> int:
     try:
         with raised():
             done = work()
-        if not _heard:
+        if not _heard or done == 128 + _heard:  # told by a status within
             return done
         raise Stopped(_heard)  # it came so late, or was swallowed, that all is done
     except BaseException as stopped:
