@@ -37,6 +37,7 @@ from drl.suite_work import machine
 from drl.trainer import Trainer, update
 
 SECONDS = 1.0  # of each measurement
+MANY = 100_000  # updates, more than are made in that time
 
 
 class Left(NamedTuple):
@@ -115,7 +116,8 @@ class _Measured:
     """A config on random data, as it would be trained here and played when it is not."""
 
     def __init__(self, config: Config, spaces: Spaces, seeds: int):
-        train = dataclasses.replace(chosen(config.train, config.device), compile="off")
+        updates = max(MANY, config.train.updates)
+        train = dataclasses.replace(chosen(config.train, config.device), compile="off", updates=updates)
         targets = config.evaluate.target_returns[:1] or [0.0]
         self._config = dataclasses.replace(
             config, environment=config.environment or spaces.environment, train=train,
