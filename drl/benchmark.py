@@ -12,11 +12,10 @@ import torch
 
 from drl.benchmark_corl import CorlUpdate
 from drl.benchmark_device import machine, summary
-from drl.benchmark_model import SPACES, TARGET_RETURN, checkpoint, described
+from drl.benchmark_model import TARGET_RETURN, checkpoint, described, synthetic
 from drl.captured import is_cuda
 from drl.config import Config, ModelConfig, TrainConfig
 from drl.data.sampling import Steps, WindowSampler
-from drl.data.store import EpisodeStore, Normaliser
 from drl.policy import RecurrentPolicy
 from drl.progress import progress
 from drl.resolve import chosen, resolve_device
@@ -77,7 +76,7 @@ def update(
                        model=ModelConfig(attention=attention))
                 for seed in range(count)
             ]
-            store = _store()
+            store = synthetic()
             steps = Steps(store, device)
             trainers = [Trainer(config, store, steps) for config in configs]
             for _ in range(3 + trainers[0].sampler.groups if is_cuda(device) else 1):  # till every graph is captured
@@ -103,7 +102,7 @@ def update(
 
 def _corl(count: int, block: int, batch: int, half: bool, device: str, label: str) -> list[float]:
     """Milliseconds of CorlUpdate, an update, drawing included: a low, the median and a high value."""
-    model, settings, store = ModelConfig(), TrainConfig(batch_size=batch), _store()
+    model, settings, store = ModelConfig(), TrainConfig(batch_size=batch), synthetic()
     peer = CorlUpdate(model, settings, store.spaces.observation_dim, store.spaces.action_dim, device)
     sampler = WindowSampler(Steps(store, device), batch, settings.context, seed=0)
 
@@ -142,19 +141,3 @@ def _replayed(call: Callable[[], object], count: int) -> list[float]:
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1000 / 20)
     return times
-
-
-def _store() -> EpisodeStore:
-    """Synthetic episodes of Hopper's shapes: the speed does not depend on the numbers."""
-    generator = np.random.default_rng(0)
-    steps, length = 20_000, 200
-    return EpisodeStore(
-        observations=generator.standard_normal((steps, 11)).astype(np.float32),
-        actions=generator.uniform(-1, 1, (steps, 3)).astype(np.float32),
-        returns_to_go=generator.uniform(0, 3000, steps).astype(np.float32),
-        episode_starts=np.arange(0, steps + 1, length),
-        normaliser=Normaliser(np.zeros(11, np.float32), np.ones(11, np.float32)),
-        spaces=SPACES,
-        dataset="synthetic",
-        fingerprint="",
-    )

@@ -7,7 +7,7 @@ import torch
 
 from drl.checkpoint import Checkpoint
 from drl.config import Config, ModelConfig, TrainConfig
-from drl.data.store import Normaliser, Spaces
+from drl.data.store import EpisodeStore, Normaliser, Spaces
 from drl.model import make
 from drl.versions import versions
 
@@ -43,3 +43,19 @@ def checkpoint(attention: str, model: ModelConfig | None = None, context: int = 
 def described(model: ModelConfig) -> str:
     """Its size, in one sentence."""
     return f"Model: width {model.width}, {model.layers} layers, {model.heads} heads, float32 weights."
+
+
+def synthetic(spaces: Spaces = SPACES) -> EpisodeStore:
+    """Synthetic episodes of these shapes: the speed of training does not depend on the numbers."""
+    generator = np.random.default_rng(0)
+    steps, length, dim = 20_000, 200, spaces.observation_dim
+    return EpisodeStore(
+        observations=generator.standard_normal((steps, dim)).astype(np.float32),
+        actions=generator.uniform(-1, 1, (steps, spaces.action_dim)).astype(np.float32),
+        returns_to_go=generator.uniform(0, 3000, steps).astype(np.float32),
+        episode_starts=np.arange(0, steps + 1, length),
+        normaliser=Normaliser(np.zeros(dim, np.float32), np.ones(dim, np.float32)),
+        spaces=spaces,
+        dataset="synthetic",
+        fingerprint="",
+    )

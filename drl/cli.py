@@ -6,17 +6,17 @@ Imports of the heavy parts stand inside the verbs, so that `drl --help` answers 
 import dataclasses
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from drl import cli_benchmark, lock, signals
+from drl import cli_benchmark, cli_suite, lock, signals
 from drl import options as command_line
 from drl.config import Config
 from drl.config_files import read_config
 from drl.errors import UserError
+from drl.names import task
 from drl.trees import overlaid
 
 GRACE = 5.0  # seconds
@@ -78,7 +78,7 @@ def train(options) -> None:
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds or [config.seed]]
     best = store.best(config.train.best_episodes)
     part = f" of its best {len(best)} episodes" if len(best) < len(store.episode_lengths) else ""
-    parent = Path(run or default_parent(config))
+    parent = Path(run or f"runs/{task(config.dataset)}")
     runs = [parent if run and not seeds else parent / f"seed-{config.seed}" for config in configs]
     with parallel.join(config.device) as share:
         if share.first:
@@ -235,14 +235,9 @@ def report(options) -> None:
 
 VERBS = {"train": train, "evaluate": evaluate, "export": export, "report": report,
          "data": lambda options: DATA[options.verb](options[options.verb]),
-         "benchmark": cli_benchmark.run}
+         "suite": cli_suite.run, "benchmark": cli_benchmark.run}
 DATA = {"collect": data_collect, "download": data_download, "import-d4rl": data_import_d4rl, "show": data_show,
         "list": data_list}
-
-
-def default_parent(config: Config) -> str:
-    """runs/<env>/<tier> for drl/<env>/<tier>-v0; other ids keep their namespace."""
-    return f"runs/{re.sub(r'-v[0-9]+$', '', config.dataset).removeprefix('drl/')}"
 
 
 def _scored(returns, environment: str) -> str:

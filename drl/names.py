@@ -1,5 +1,6 @@
 """What can be collected, by name: "<env>/<tier>", of which `drl data collect` makes the dataset drl/<env>/<tier>-v0."""
 
+import re
 from importlib import resources
 
 from drl.errors import UserError, did_you_mean
@@ -28,3 +29,8 @@ def parse(name: str) -> tuple[str, str]:
     if name not in names():
         raise UserError(f"unknown dataset {name!r}; {did_you_mean(name, names())}")
     return environment, tier
+
+
+def task(dataset: str) -> str:
+    """<env>/<tier> of drl/<env>/<tier>-v0, as runs are filed under; other ids keep their namespace."""
+    return re.sub(r"-v[0-9]+$", "", dataset).removeprefix("drl/")

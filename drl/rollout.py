@@ -77,7 +77,7 @@ def rollout(
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     finished = 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_one_thread())
+        stack.enter_context(one_thread())
         try:
             each = make_apart(environment, max(map(len, shared)), playing, threads_each, patience)
             watches = [Watch(environment, envs, seed) for envs in each]
@@ -182,7 +182,7 @@ def _shared(
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Small matrices are faster on one thread, and the bits do not depend on the machine's cores. Holds for threads
     that begin inside."""
     before = torch.get_num_threads()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_answered_here = SIGNALS  # in a child that leaves them to its parent: the parent's channel
 _depth = 0  # of contexts that answer
 _heard: int | None = None  # the signal that the outermost of them, or one within, has answered
 
@@ -33,6 +34,15 @@ class Note:
     """What came in so far: the number of the signal, or None."""
 
     signal: int | None = None
+
+
+def leave_to_parent(channel: int) -> None:
+    """For a child process, from here on: SIGNALS, which a terminal or a scheduler may send to parent and child alike,
+    are ignored. The parent asks it to end by the signal `channel`, which is answered in their stead."""
+    global _answered_here
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _answered_here = (channel,)
 
 
 @contextlib.contextmanager
@@ -53,6 +63,8 @@ def deferred(doing: str) -> Iterator[Note]:
 
     def answer(number: int) -> None:
         note.signal = number
+        if number not in SIGNALS:  # the parent has told what it does
+            return
         with contextlib.suppress(OSError):  # not print: it may have been interrupted in the middle of a print
             os.write(2, f"\ndrl: {name(number)} while {doing}; a second one ends it at once\n".encode())
 
@@ -65,7 +77,7 @@ def status(work: Callable[[], int]) -> int:
     try:
         with raised():
             done = work()
-        if not _heard:
+        if not _heard or done == 128 + _heard:  # told by a status within
             return done
         raise Stopped(_heard)  # it came so late, or was swallowed, that all is done
     except BaseException as stopped:
@@ -90,7 +102,7 @@ def _answered(answer: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in _answered_here}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     if not _depth:
         _heard = None

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from drl.progress import progress
 from drl.signals import Note, Stopped
 from drl.tracker import Tracker
 from drl.trainer import Trainer, update
+from drl.trees import differences
 
 CONFIG_FILE = "config.yaml"
 
@@ -229,18 +229,6 @@ def _check_run(run: Path, config: Config, store: EpisodeStore, past: Checkpoint 
         return
     if past.dataset_fingerprint != store.fingerprint:
         raise UserError(f"the data of {config.dataset} changed since {run} was trained; name another folder with --run")
-    before, now = _flat(settled(past.config).to_dict()), _flat(config.to_dict())
-    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
-    if changed:
+    if changed := differences(settled(past.config), config):
         raise UserError(f"{run} was trained with another config ({', '.join(changed)}); repeat the options of the "
                         f"first command, or type: drl train --resume --run {run}")
-
-
-def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
-    return {
-        name: value
-        for key, child in tree.items()
-        for name, value in (
-            _flat(child, f"{where}{key}.") if isinstance(child, dict) else {where + key: child}
-        ).items()
-    }

@@ -70,3 +70,20 @@ def overlaid(stored: Any, given: Any) -> Any:
         elif value != ("" if default is dataclasses.MISSING else default):
             changes[f.name] = value
     return dataclasses.replace(stored, **changes)
+
+
+def differences(before: Any, now: Any) -> list[str]:
+    """The fields in which two instances of a dataclass differ, as "train.updates 10 -> 20"."""
+    old, new = flat(dataclasses.asdict(before)), flat(dataclasses.asdict(now))
+    return [f"{key} {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
+
+
+def flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of nested dicts by dotted key."""
+    return {
+        name: value
+        for key, child in tree.items()
+        for name, value in (
+            flat(child, f"{where}{key}.") if isinstance(child, dict) else {where + key: child}
+        ).items()
+    }

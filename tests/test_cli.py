@@ -23,7 +23,7 @@ DATASET = "drl/hopper/medium-replay-v0"
 TINY = ["--model.width", "16", "--model.layers", "1", "--model.heads", "2", "--train.updates", "6",
         "--train.batch_size", "4", "--train.log_every", "2", "--evaluate.episodes", "2", "--device", "cpu"]
 VERBS = [[], ["train"], ["evaluate"], ["export"], ["data"], ["data", "collect"], ["data", "download"],
-         ["data", "import-d4rl"], ["data", "show"], ["data", "list"], ["report"], ["benchmark"],
+         ["data", "import-d4rl"], ["data", "show"], ["data", "list"], ["report"], ["suite"], ["benchmark"],
          ["benchmark", "step"], ["benchmark", "update"], ["benchmark", "evaluate"],
          ["benchmark", "attention"]]
 

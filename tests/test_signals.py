@@ -156,3 +156,27 @@ def test_another_thread_has_no_say_and_no_error():
     thread.start()
     thread.join()
     assert notes == [None]
+
+
+def test_a_status_within_a_status_tells_it_once(capsys):
+    assert status(lambda: status(lambda: send(signal.SIGTERM) or 0)) == 143
+    assert capsys.readouterr().err == "drl: stopped by SIGTERM\n"
+
+
+def test_a_child_that_leaves_signals_to_its_parent_hears_the_parents_alone():
+    code = """
+import os, signal
+from drl import signals
+signals.leave_to_parent(signal.SIGUSR2)
+with signals.deferred("working") as note:
+    for number in signals.SIGNALS * 2:
+        os.kill(os.getpid(), number)
+    assert note.signal is None
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert note.signal == signal.SIGUSR2
+    for number in signals.SIGNALS:
+        os.kill(os.getpid(), number)
+print("whole")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "whole\n", "")
