@@ -54,6 +54,7 @@ def synthetic(spaces: Spaces = SPACES) -> EpisodeStore:
         actions=generator.uniform(-1, 1, (steps, spaces.action_dim)).astype(np.float32),
         returns_to_go=generator.uniform(0, 3000, steps).astype(np.float32),
         episode_starts=np.arange(0, steps + 1, length),
+        terminated=np.ones(steps // length, bool),
         normaliser=Normaliser(np.zeros(dim, np.float32), np.ones(dim, np.float32)),
         spaces=spaces,
         dataset="synthetic",

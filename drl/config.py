@@ -92,6 +92,15 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
+    value_weight: float = 0.0
+    """pull of a critic towards actions of higher value, against the imitation of the data; 0: imitation alone"""
+
+    discount: float = 0.99
+    """of the critic's value: what a reward counts one step later"""
+
+    value_trace: float = 0.9
+    """share of the recorded rewards, step by step, in what the critic learns; the rest is its own word"""
+
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """what the model computes in; weights, states, optimizer and loss are float32 in any case; auto: bfloat16 on
     cuda and on a cpu that multiplies bfloat16 numbers, else float32"""
@@ -116,7 +125,11 @@ class TrainConfig:
         bounded(self, "train")
         positive(self, "train", "updates", "batch_size", "context", "stream_groups", "learning_rate", "max_grad_norm",
                  "log_every", "checkpoint_every", "keep_checkpoints")
-        not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every")
+        not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every", "value_weight", "discount",
+                     "value_trace")
+        if not (self.discount < 1 and self.value_trace <= 1):
+            raise UserError(f"train.discount must be below 1 and train.value_trace at most 1, got {self.discount:g} "
+                            f"and {self.value_trace:g}")
         if not 0 < self.best_episodes <= 1:
             raise UserError(f"train.best_episodes must be in (0, 1], got {self.best_episodes}")
         bounds.product(bounds.STEPS, "steps", "train.batch_size and train.context", self.batch_size, self.context)

@@ -61,9 +61,9 @@ def open_regular(path: Path, what: str, most: int, *, follow: bool = False) -> B
 
 
 def read_bytes(path: Path, what: str, most: int, *, follow: bool = False) -> bytes:
-    """All of a regular file, as `open_regular` opens it; of one that grows meanwhile, the first `most` bytes."""
+    """All of a regular file, as `open_regular` opens it; of one that grows meanwhile, what was there before."""
     with open_regular(path, what, most, follow=follow) as file:
-        return file.read(most)
+        return file.read(min(most, os.fstat(file.fileno()).st_size))  # memory for as much is taken at once
 
 
 def _named(path: Path) -> str:

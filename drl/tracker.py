@@ -29,6 +29,8 @@ TAGS = frozenset(
         "train/grad_norm",
         "train/learning_rate",
         "train/updates_per_second",
+        "train/value",
+        "train/value_loss",
         "eval/normalized_score",
         "eval/normalized_score_std",
         "eval/return_mean",

@@ -62,8 +62,9 @@ def train_together(
         Stopped: a signal came; the update that it met is done and saved.
     """
     device = configs[0].device
-    if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout):
-        raise UserError("processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0")
+    if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout or configs[0].train.value_weight):
+        raise UserError("processes can share neither several seeds nor dropout nor a critic; name one --seed, add "
+                        "--model.dropout 0 --train.value_weight 0")
     if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
         raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
                         "train one --seed at a time")
@@ -107,7 +108,8 @@ class _Run:
         """
         self.trainer.require_finite()
         rate = schedule(self.trainer.step - 1, self.trainer.config.train)
-        return {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/learning_rate": rate}
+        guidance = self.trainer.guidance.look() if self.trainer.guidance else {}
+        return {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/learning_rate": rate} | guidance
 
     def log(self, values: dict[str, float]) -> None:
         if self.tracker:

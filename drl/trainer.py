@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from drl.captured import Captured, compiled, is_cuda, joined, views, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
-from drl.data.sampling import Batch, Steps, make_sampler
+from drl.data.sampling import Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent
 from drl.errors import UserError
-from drl.model import Model, ModelState, make
+from drl.guidance import Guidance
+from drl.losses import batch_errors, state_of, tensors_of
+from drl.model import Model, make
 from drl.parallel import Share
 from drl.versions import versions
 
@@ -42,18 +44,20 @@ class Trainer:
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(config.seed)
             self.model = make(config.model, spaces.observation_dim, spaces.action_dim).to(device)
+            wrap = compiled if settings.compile == "on" else lambda function: function
+            self.guidance = Guidance(settings, store, device, wrap) if settings.value_weight else None
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
         self.rows = share.rows(settings.batch_size)
         steps = steps or Steps(store, device, settings.best_episodes)
         self.sampler = make_sampler(settings, steps, config.seed, self.rows)
-        wrap = compiled if settings.compile == "on" else lambda function: function
+        self.sampler.terminals = self.guidance is not None
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
         masters, working = (list(model.parameters()) for model in (self.model, self.working))
         self.descent, self._one = Descent(masters, working, settings, wrap, share.sum), torch.ones((), device=device)
         fresh = self.model.initial_state(self.rows.stop - self.rows.start)
-        self._memory = torch.zeros(self.sampler.groups, sum(part.numel() for part in _tensors(fresh)), device=device)
-        self.states = [_like(fresh, views(memory, _tensors(fresh))) for memory in self._memory]
+        self._memory = torch.zeros(self.sampler.groups, sum(part.numel() for part in tensors_of(fresh)), device=device)
+        self.states = [state_of(fresh, views(memory, tensors_of(fresh))) for memory in self._memory]
         self.captured = Captured(device) if is_cuda(device) else None
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -62,10 +66,16 @@ class Trainer:
 
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """Sample, predict, descend, carry the state: device work only, without a look at any value."""
-        errors, count, state = self._errors(self.working, self.sampler.next(group), self.states[group])
-        gradients = torch.autograd.grad(errors, self.descent.leaves, self._one)
-        result = self.descent.step(gradients, errors.detach(), count)
-        if after := _tensors(state):
+        leaves, guidance = self.descent.leaves, self.guidance
+        batch = self.sampler.next(group)
+        judge = guidance and guidance.judge(batch, self.sampler.generator)
+        errors, count, state, *judged = self._errors(self.working, batch, self.states[group], judge)
+        total = judged.pop(0) if guidance else errors
+        gradients = torch.autograd.grad(total, [*leaves, *(guidance.leaves if guidance else ())], self._one)
+        result = self.descent.step(gradients[: len(leaves)], errors.detach(), count)
+        if guidance:
+            guidance.step(gradients[len(leaves):], *judged)
+        if after := tensors_of(state):
             joined(after, out=self._memory[group])
         return result
 
@@ -111,11 +121,13 @@ class Trainer:
         self.step = past.step
         self.model.load_state_dict(past.weights)
         self.descent.load_state_dict(_under("optimizer.", saved), past.step)
+        if self.guidance:
+            self.guidance.load_state_dict(_under("guidance.", saved), past.step)
         states = _under("state.", saved)
         for index, layers in enumerate(zip(*self.states, strict=True)):
             if layers[0] is not None:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
-                write(_tensors(layers), [part[self.rows] for part in _tensors(zip(kv, z, strict=True))])
+                write(tensors_of(layers), [part[self.rows] for part in tensors_of(zip(kv, z, strict=True))])
         self._random = {name: saved[name] for name in self._random}
 
     def require_finite(self) -> None:
@@ -124,7 +136,9 @@ class Trainer:
         Raises:
             UserError: one was not; names it, what was not finite first, and the cure.
         """
-        done, seed, rate = self.descent.done, self.config.seed, self.config.train.learning_rate
+        seed, rate = self.config.seed, self.config.train.learning_rate
+        descents = [self.descent, *([self.guidance.descent] if self.guidance else [])]
+        done = min(descent.done for descent in descents)
         if done == self.step:
             return
         if where := self.sampler.steps.first_not_finite():
@@ -132,6 +146,11 @@ class Trainer:
                             f"{self.store.dataset}, {where}; they changed since training began; --resume checks them "
                             "and goes on from the last checkpoint")
         loss, norm = self.descent.seen
+        judged = descents[-1].seen[0]
+        if math.isfinite(loss) and not math.isfinite(judged):
+            raise UserError(f"at update {done + 1} the critic's loss is {judged} with seed {seed}; lower "
+                            f"--train.discount (now {self.config.train.discount:g}) in another --run; the checkpoints "
+                            "of this one are intact")
         of_now = math.isfinite(loss) and done + 1 == self.step  # the gradient of an earlier update is gone
         names = [name for name, _ in self.model.named_parameters()]
         first = [f" (first in {names[index]})" for index in self.descent.not_finite() if of_now][:1]
@@ -157,6 +176,8 @@ class Trainer:
         """What `load` needs beside the weights; `whole` joins what all processes have along a dimension."""
         training = self._random | {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
         training |= {f"optimizer.{name}": value for name, value in self.descent.state_dict().items()}
+        if self.guidance:
+            training |= {f"guidance.{name}": value for name, value in self.guidance.state_dict().items()}
         for index, layers in enumerate(zip(*self.states, strict=True)):  # the groups of one layer, one after another
             if layers[0] is not None:
                 kv, z = (whole(torch.stack(part), 1) for part in zip(*layers, strict=True))
@@ -191,30 +212,6 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
     return results
 
 
-def batch_errors(model: Model, batch: Batch, past: ModelState) -> tuple[Tensor, Tensor, ModelState]:
-    """`action_errors` of one chunk that goes on from `past`, and the state that it leaves behind.
-
-    A model whose weights are bfloat16 computes in bfloat16; states, errors and sums stay float32.
-    """
-    half = model.head.weight.dtype == torch.bfloat16
-    # no cache: each weight is used once, and a cached cast would be a stale one in a captured graph
-    with torch.autocast(batch.mask.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-        predicted, state = model(
-            batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
-        )
-        # detached here: compiled, it would otherwise be given gradients of zeros
-        return *action_errors(predicted, batch.actions, batch.mask), _like(state, [x.detach() for x in _tensors(state)])
-
-
-def action_errors(predicted: Tensor, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of squared errors (mean over an action's channels) over real steps, and how many these are: float32, ().
-
-    predicted, actions (B, L, A); mask (B, L) bool. Padding is neither in the sum nor in the count.
-    """
-    error_BL = (predicted - actions).square().mean(-1)
-    return error_BL.where(mask, 0).sum(), mask.sum(dtype=torch.float32)
-
-
 def bfloat16_twin(model: Model) -> Model:
     """The same module whose linear layers have bfloat16 weights of their own; all other weights are shared.
 
@@ -226,16 +223,6 @@ def bfloat16_twin(model: Model) -> Model:
             linear = isinstance(own, nn.Linear)
             setattr(module, name, nn.Parameter(weight.detach().bfloat16()) if linear else weight)
     return twin
-
-
-def _tensors(state: Iterable[Sequence[Tensor] | None]) -> list[Tensor]:
-    return [part for layer in state if layer is not None for part in layer]
-
-
-def _like(state: ModelState, tensors: Iterable[Tensor]) -> ModelState:
-    """A state of other tensors; the inverse of `_tensors`."""
-    rest = iter(tensors)
-    return tuple(None if layer is None else type(layer)(next(rest), next(rest)) for layer in state)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_
 from drl.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EVERY_CONFIG = sorted(CONFIGS.rglob("*.y*ml"))
+EVERY_CONFIG = sorted(set(CONFIGS.rglob("*.y*ml")) - set(CONFIGS.glob("suites/*")))  # test_suite.py has those
 
 
 def from_command_line(*options) -> Config:

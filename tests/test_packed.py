@@ -27,7 +27,7 @@ from drl.errors import UserError
 ID = "other/toy/packed-v0"
 SPACES = Spaces("Toy-v0", 3, np.float32([-2, 0.1]), np.float32([2, 1 / 3]))
 LENGTHS = (7, 1, 13, 5)
-FILES = ("observations.npy", "actions.npy", "returns_to_go.npy", "episode_starts.npy", "card.json")
+FILES = ("observations.npy", "actions.npy", "returns_to_go.npy", "episode_starts.npy", "terminated.npy", "card.json")
 
 
 def episodes(lengths=LENGTHS, seed=0):
@@ -37,8 +37,8 @@ def episodes(lengths=LENGTHS, seed=0):
             observations=rng.normal(5, 2, (length + 1, 3)),
             actions=rng.uniform(SPACES.action_low, SPACES.action_high, (length, 2)).astype(np.float32),
             rewards=rng.normal(size=length),
-            terminations=np.arange(length) == length - 1,
-            truncations=np.zeros(length, bool),
+            terminations=(np.arange(length) == length - 1) & (length % 2 > 0),
+            truncations=(np.arange(length) == length - 1) & (length % 2 == 0),
         )
 
 
@@ -228,7 +228,7 @@ def test_forged_episodes_are_no_more_than_damaged(folder, whole):
     for starts in ([0, 7, 8, 21, 2**40], [1, 7, 8, 21, 26], [0, 7, 7, 21, 26], [0, 8, 7, 21, 26]):
         content = whole["episode_starts.npy"][:-40] + np.int64(starts).tobytes()
         (folder / "packed" / "episode_starts.npy").write_bytes(content)
-        arrays = columns.mapped(folder / "packed", Build().measure())
+        *arrays, _ = columns.mapped(folder / "packed", Build().measure())
         intact.write_sealed(file, intact.read_sealed(file, "packed") | {"fingerprint": stores.fingerprint(arrays)})
         assert refused(folder) == f"{DAMAGED} (episode_starts.npy)"
 
@@ -292,7 +292,7 @@ def test_a_copy_of_another_format_is_made_anew(folder, capsys):
 
     assert_same(store, in_memory())
     assert built == 1
-    assert said(capsys) == f"dataset {ID} was packed in format 99, this is format 2; packing it anew\n"
+    assert said(capsys) == f"dataset {ID} was packed in format 99, this is format 3; packing it anew\n"
 
 
 def rewrite(file):

@@ -33,7 +33,8 @@ def store():
         rewards[-1] = start + length - 1
         flags = np.arange(length) == length - 1
         return SimpleNamespace(
-            observations=rng.normal(3, 2, (length + 1, O)), rewards=rewards, terminations=flags, truncations=flags,
+            observations=rng.normal(3, 2, (length + 1, O)), rewards=rewards, truncations=flags,
+            terminations=flags & (start % 2 > 0),
             actions=rng.uniform(SPACES.action_low, SPACES.action_high, (length, A)),
         )
 
@@ -92,8 +93,22 @@ def test_everything_in_one_place_of_a_batch_belongs_to_one_step(sampler, store, 
             torch.as_tensor(store.actions[step_BL]), rtol=0, atol=1e-6,
         )
         np.testing.assert_array_equal(batch.timesteps, step_BL - STARTS[episode_of(step_BL)])
-        dtypes = [array.dtype for array in batch]
-        assert dtypes == [torch.float32] * 3 + [torch.int64, torch.bool, torch.bool]
+        dtypes = [array.dtype for array in batch[:-1]]
+        assert dtypes == [torch.float32] * 3 + [torch.int64, torch.bool, torch.bool] and batch.terminal is None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_batch_that_is_asked_says_after_which_steps_an_episode_terminates(sampler, store, steps):
+    drawing = sampler(steps, B, L, 0)
+    drawing.terminals = True
+    some = 0
+    for batch in batches(drawing, 100):
+        step_BL = steps_of(batch)
+        episode_BL = episode_of(step_BL)
+        terminal_BL = (step_BL == STARTS[episode_BL + 1] - 1) & (STARTS[episode_BL] % 2 > 0) & batch.mask.numpy()
+        np.testing.assert_array_equal(batch.terminal, terminal_BL)
+        some += terminal_BL.sum()
+    assert some
 
 
 def test_on_a_cpu_the_stores_own_pages_are_read_even_those_of_a_file_that_cannot_be_written(store):

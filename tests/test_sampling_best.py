@@ -25,9 +25,9 @@ def store_of(lengths=LENGTHS, returns=None, seed=1) -> EpisodeStore:
     rng, starts = np.random.default_rng(seed), starts_of(lengths)
     to_go = np.arange(starts[-1], dtype=np.float32) + 1000
     to_go[starts[:-1]] = rng.permutation(len(lengths)) if returns is None else returns
-    observations = rng.normal(size=(len(to_go), O)).astype(np.float32)
+    observations, ends = rng.normal(size=(len(to_go), O)).astype(np.float32), rng.random(len(lengths)) < 0.5
     actions = rng.uniform(SPACES.action_low, SPACES.action_high, (len(to_go), A)).astype(np.float32)
-    return EpisodeStore.from_arrays(observations, actions, to_go, starts, SPACES, "drl/toy/ranked-v0")
+    return EpisodeStore.from_arrays(observations, actions, to_go, starts, ends, SPACES, "drl/toy/ranked-v0")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_what_is_drawn_is_what_a_dataset_of_the_best_alone_would_give(sampler, s
     best = best_of(store, BEST)
     keep = np.concatenate([np.arange(*store.episode_starts[e: e + 2]) for e in best])
     alone = EpisodeStore(store.observations[keep], store.actions[keep], store.returns_to_go[keep],
-                         starts_of(LENGTHS[best]), store.normaliser, SPACES, "-", "-")
+                         starts_of(LENGTHS[best]), store.terminated[best], store.normaliser, SPACES, "-", "-")
     one, other = sampler(Steps(store, "cpu", SHARE), B, L, 5), sampler(Steps(alone, "cpu"), B, L, 5)
     for actual, expected in zip(batches(one, 100), batches(other, 100), strict=True):
         assert_same(actual, expected)

@@ -55,6 +55,7 @@ def test_returns_to_go_stop_at_the_end_of_an_episode(three_episodes):
 
 def test_an_episode_is_the_steps_between_two_starts(three_episodes):
     assert_exactly(three_episodes.episode_starts, [0, 3, 4, 6], np.int64)
+    assert_exactly(three_episodes.terminated, [True, False, False], bool)
     assert_exactly(three_episodes.episode_lengths, [3, 1, 2], np.int64)
     assert_exactly(three_episodes.episode_returns, [7, -3, 24], np.float32)
 

@@ -69,8 +69,8 @@ def log(run, steps, start=0, loss=0.1):
 def test_every_tag_of_the_list_is_written_and_nothing_else(tmp_path):
     assert TAGS == {
         "train/loss", "train/grad_norm", "train/learning_rate", "train/updates_per_second",
-        "eval/normalized_score", "eval/normalized_score_std", "eval/return_mean", "eval/return_std",
-        "eval/episode_length", "eval/env_steps_per_second",
+        "train/value", "train/value_loss", "eval/normalized_score", "eval/normalized_score_std",
+        "eval/return_mean", "eval/return_std", "eval/episode_length", "eval/env_steps_per_second",
     }
     with Tracker(tmp_path / "runs" / "new") as tracker:
         tracker.log(1, dict.fromkeys(sorted(TAGS), 0.5))

@@ -23,7 +23,8 @@ from drl.errors import UserError
 from drl.descent import adamw, schedule
 from drl.resolve import resolve, resolve_device
 from drl.train import train, train_together
-from drl.trainer import Trainer, action_errors
+from drl.losses import action_errors
+from drl.trainer import Trainer
 
 PENDULUM = Spaces("Pendulum-v1", 3, np.array([-2], np.float32), np.array([2], np.float32))
 LENGTHS = (3, 23, 7, 31, 11, 2)  # some shorter than a chunk of 5, some much longer; none a multiple of it

@@ -1,7 +1,7 @@
 """The arrays of an EpisodeStore as .npy files: written episode by episode, mapped back if they are what was written.
 
     observations.npy (S, O)   actions.npy (S, A)   returns_to_go.npy (S,)   float32
-    episode_starts.npy (E+1,)                                               int64
+    episode_starts.npy (E+1,)   int64        terminated.npy (E,)   bool
 
 Dimension key: S steps of all episodes, E episodes, O observation, A action.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from drl.data.store import Episode, Spaces, flatten, starts_of
 
-ARRAYS = ("observations", "actions", "returns_to_go", "episode_starts")
+ARRAYS = ("observations", "actions", "returns_to_go", "episode_starts", "terminated")
 FILES = tuple(f"{name}.npy" for name in ARRAYS)
 
 
@@ -37,7 +37,8 @@ class Extent(NamedTuple):
     def layout(self) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and dtype of each array, in the order of EpisodeStore's."""
         S, O, A = self.steps, self.spaces.observation_dim, self.spaces.action_dim
-        return ((S, O), "<f4"), ((S, A), "<f4"), ((S,), "<f4"), ((self.episodes + 1,), "<i8")
+        E = self.episodes
+        return ((S, O), "<f4"), ((S, A), "<f4"), ((S,), "<f4"), ((E + 1,), "<i8"), ((E,), "|b1")
 
     @property
     def size(self) -> int:
@@ -52,18 +53,20 @@ def write(episodes: Iterable[Episode], spaces: Spaces, dataset: str, folder: Pat
         UserError: as `flatten`.
         OSError: the folder cannot be written.
     """
-    lengths = []
+    lengths, ends = [], []
     with contextlib.ExitStack() as stack:
         layout = Extent(0, 0, spaces).layout
-        *columns, starts = (
+        *columns, starts, terminated = (
             stack.enter_context(_Column(folder / file, shape[1:], dtype))
             for file, (shape, dtype) in zip(FILES, layout, strict=True)
         )
-        for arrays in flatten(episodes, spaces, dataset):
+        for *arrays, end in flatten(episodes, spaces, dataset):
             for column, array in zip(columns, arrays, strict=True):
                 column.append(array)
             lengths.append(len(arrays[0]))
+            ends.append(end)
         starts.append(starts_of(lengths))
+        terminated.append(np.array(ends, bool))
     return len(lengths), sum(lengths)
 
 

@@ -30,7 +30,7 @@ from drl.data.columns import Extent
 from drl.data.store import EpisodeStore, Normaliser, Spaces, fingerprint
 from drl.errors import UserError
 
-FORMAT = 2  # of the card and the arrays; a copy of another format is made anew
+FORMAT = 3  # of the card and the arrays; a copy of another format is made anew
 NAME, CARD = "packed", "card.json"
 FILES = {CARD, *columns.FILES}
 CURE = "make room, or name a folder for temporary files: export TMPDIR=FOLDER"
@@ -126,6 +126,7 @@ def _write_card(store: EpisodeStore, source: str, file: Path) -> None:
         "dataset": store.dataset,
         "source": source,
         "fingerprint": store.fingerprint,
+        "terminated": fingerprint([store.terminated]),
         "steps": len(store.actions),
         "episodes": len(store.episode_lengths),
         "environment": store.spaces.environment,
@@ -164,9 +165,10 @@ def _load(folder: Path, dataset: str, source: str) -> EpisodeStore:
     mean, std, low, high = (np.float32(card[name]) for name in ("mean", "std", "action_low", "action_high"))
     spaces = Spaces(card["environment"], len(mean), low, high)
     arrays = columns.mapped(folder, Extent(card["steps"], card["episodes"], spaces))
-    if fingerprint(arrays) != card["fingerprint"]:
+    *identity, terminated = arrays
+    if fingerprint(identity) != card["fingerprint"] or fingerprint([terminated]) != card["terminated"]:
         raise _damaged(dataset, "a checksum differs")
-    starts = arrays[-1]
+    starts = identity[-1]
     if starts[0] != 0 or starts[-1] != card["steps"] or (np.diff(starts) < 1).any():  # a seal is no signature
         raise columns.Changed("episode_starts.npy")
     return EpisodeStore(*arrays, Normaliser(mean, std), spaces, dataset, card["fingerprint"])

@@ -31,6 +31,7 @@ class Batch(NamedTuple):
         timesteps: steps since the episode began, (B, L) int64.
         mask: True where the step is real, (B, L) bool.
         restart: True where the state must start anew before this chunk, (B,) bool.
+        terminal: True where the episode terminates after the step, (B, L) bool; None: nobody asked.
     """
 
     returns_to_go: Tensor
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     timesteps: Tensor
     mask: Tensor
     restart: Tensor
+    terminal: Tensor | None = None
 
 
 class Steps:
@@ -49,6 +51,7 @@ class Steps:
     Attributes:
         starts: the number of each one's first step, and of the end of the last one, (E+1,) int64.
         first: where each begins in the store, (E,) int64.
+        terminated: whether it did, else it was cut off, (E,) bool.
         count: steps of all that are drawn.
     """
 
@@ -59,9 +62,10 @@ class Steps:
         starts = starts_of(store.episode_lengths[episodes])
         self.count = int(starts[-1])
         try:
-            self.observations, self.actions, self.returns_to_go, self.starts, self.first = (
+            self.observations, self.actions, self.returns_to_go, self.starts, self.first, self.terminated = (
                 _tensor(array, device)
-                for array in (store.observations, store.actions, store.returns_to_go, starts, self._starts[episodes])
+                for array in (store.observations, store.actions, store.returns_to_go, starts, self._starts[episodes],
+                              store.terminated[episodes])
             )
         except torch.OutOfMemoryError as error:
             raise UserError(f"dataset {store.dataset} does not fit into the memory of {device}; use --device cpu, "
@@ -103,13 +107,16 @@ class _Sampler:
     """A generator of its own, and what is drawn made ready for the model. The groups of rows take turns.
 
     `rows` of every batch are given out, by default all; what is drawn and remembered is the same whatever they are.
+
+    Attributes:
+        terminals: whether batches say where an episode terminates.
     """
 
     def __init__(
         self, steps: Steps, batch_size: int, context: int, seed: int, groups: int = 1, rows: slice = slice(None)
     ):
         self.steps, self.batch_size, self.groups, self.rows = steps, batch_size, groups, rows
-        self.offset_L = torch.arange(context, device=steps.device)
+        self.offset_L, self.terminals = torch.arange(context, device=steps.device), False
         self.generator = torch.Generator(device=steps.device).manual_seed(seed)
 
     def _draw(self, high: int, count: int) -> Tensor:
@@ -126,9 +133,11 @@ class _Sampler:
         length_B1 = (starts[episode_B + 1] - starts[episode_B])[:, None]
         timestep_BL = position_B[:, None] + self.offset_L
         mask_BL = timestep_BL < length_B1
+        last_BL = timestep_BL == length_B1 - 1
         timestep_BL = timestep_BL.minimum(length_B1 - 1)
         index_BL = self.steps.first[episode_B][:, None] + timestep_BL
-        return Batch(*self.steps.take(index_BL), timesteps=timestep_BL, mask=mask_BL, restart=restart_B.clone())
+        terminal_BL = last_BL & self.steps.terminated[episode_B][:, None] if self.terminals else None
+        return Batch(*self.steps.take(index_BL), timestep_BL, mask_BL, restart_B.clone(), terminal_BL)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the next batch depends on but its turn, as tensors."""

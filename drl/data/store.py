@@ -84,16 +84,19 @@ class EpisodeStore:
         actions: in the environment's units, (S, A) float32.
         returns_to_go: (S,) float32.
         episode_starts: (E+1,) int64; episode e is steps episode_starts[e] to episode_starts[e+1].
+        terminated: whether an episode ended in a state from which nothing more can be earned, (E,) bool; else it was
+            cut off, as at a time limit.
         normaliser: mean and standard deviation of the observations.
         spaces: of the environment that the dataset names.
         dataset: Minari id.
-        fingerprint: SHA-256 over the arrays, hexadecimal.
+        fingerprint: SHA-256 over the arrays but `terminated`, hexadecimal.
     """
 
     observations: np.ndarray
     actions: np.ndarray
     returns_to_go: np.ndarray
     episode_starts: np.ndarray
+    terminated: np.ndarray
     normaliser: Normaliser
     spaces: Spaces
     dataset: str
@@ -125,9 +128,9 @@ class EpisodeStore:
         Raises:
             UserError: there is no episode, or one is malformed; names dataset, episode, step and field.
         """
-        flat = list(flatten(episodes, spaces, dataset))
-        columns = (np.concatenate(column) for column in zip(*flat))
-        return cls.from_arrays(*columns, starts_of(len(actions) for _, actions, _ in flat), spaces, dataset)
+        *columns, terminated = zip(*flatten(episodes, spaces, dataset))
+        starts = starts_of(map(len, columns[0]))
+        return cls.from_arrays(*map(np.concatenate, columns), starts, np.array(terminated), spaces, dataset)
 
     @classmethod
     def from_arrays(
@@ -136,18 +139,20 @@ class EpisodeStore:
         actions: np.ndarray,
         returns_to_go: np.ndarray,
         episode_starts: np.ndarray,
+        terminated: np.ndarray,
         spaces: Spaces,
         dataset: str,
     ) -> Self:
         """The store of arrays as `flatten` and `starts_of` make them."""
         arrays = observations, actions, returns_to_go, episode_starts
-        return cls(*arrays, normaliser_of(observations), spaces, dataset, fingerprint(arrays))
+        return cls(*arrays, terminated, normaliser_of(observations), spaces, dataset, fingerprint(arrays))
 
 
 def flatten(
     episodes: Iterable[Episode], spaces: Spaces, dataset: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each episode, validated: observations (T, O), actions (T, A) and returns-to-go (T,), all float32.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
+    """Of each episode, validated: observations (T, O), actions (T, A) and returns-to-go (T,), all float32, and whether
+    it terminated.
 
     Raises:
         UserError: there is no episode, or one is malformed; names dataset, episode, step and field.
@@ -160,7 +165,9 @@ def flatten(
             returns = returns_to_go(episode.rewards).astype(np.float32)
         if not np.isfinite(returns).all():
             raise UserError(f"{where}, field rewards: their sum is beyond float32")
-        yield np.asarray(episode.observations[:-1], np.float32), np.asarray(episode.actions, np.float32), returns
+        terminated = bool(episode.terminations[-1])
+        yield (np.asarray(episode.observations[:-1], np.float32), np.asarray(episode.actions, np.float32), returns,
+               terminated)
     if number < 0:
         raise UserError(f"dataset {dataset} holds no episodes")
 

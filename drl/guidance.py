@@ -1,0 +1,189 @@
+"""A critic that guides the policy: what an action is worth, learned from the chunks that the policy learns from.
+
+Imitation asked for a high return can only repeat what some episode did. A value that is carried backwards from step to
+step also sees that the beginning of one episode and the end of another fit together, and the policy is pulled towards
+the actions that it prefers, as far as they stay near the data (Fujimoto and Gu 2021, arXiv 2106.06860, equation 5; for
+a transformer Hu et al. 2024, arXiv 2405.17098). The critic is for training alone: the policy acts as it did, and costs
+what it did.
+
+Dimension key: B rows, L steps, O observation, A action, N the two critics, D their width.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drl.config import TrainConfig
+from drl.data.sampling import Batch
+from drl.data.store import EpisodeStore
+from drl.descent import Descent
+
+WIDTH, LEARNING_RATE = 256, 1e-3
+FOLLOW = 0.005  # share of the critics that their slow copies take over at each update
+NOISE, MOST = 0.2, 0.5  # of the actions that the slow copies judge, and where it is cut off (arXiv 1802.09477, 5.3)
+RANGE = 100.0  # returns are scaled so that the best and the worst episode are so far apart
+
+
+class Critic(nn.Module):
+    """Two value functions that do not know of each other (Fujimoto et al. 2018, arXiv 1802.09477, section 4.2)."""
+
+    def __init__(self, observation_dim: int, action_dim: int):
+        super().__init__()
+        sizes = observation_dim + action_dim, WIDTH, WIDTH, 1
+        for index, (inner, outer) in enumerate(zip(sizes, sizes[1:])):
+            weight = torch.empty(2, inner, outer).uniform_(-1 / math.sqrt(inner), 1 / math.sqrt(inner))
+            self.register_parameter(f"weight{index}", nn.Parameter(weight))
+            self.register_parameter(f"bias{index}", nn.Parameter(torch.zeros(2, 1, outer)))
+
+
+def values(critic: Sequence[Tensor], observations: Tensor, actions: Tensor) -> Tensor:
+    """What the two critics of these parameters think of actions (B, L, A) in [-1, 1] after normalised observations
+    (B, L, O), in units of the scaled return, (2, B, L)."""
+    x_NSD = torch.cat([observations, actions], -1).flatten(0, 1).expand(2, -1, -1)
+    *layers, (weight, bias) = zip(critic[::2], critic[1::2], strict=True)
+    for inner, shift in layers:
+        x_NSD = torch.baddbmm(shift, x_NSD, inner)
+        x_NSD = F.relu(F.layer_norm(x_NSD, x_NSD.shape[-1:]))
+    return torch.baddbmm(bias, x_NSD, weight).view(2, *observations.shape[:2])
+
+
+def goals(
+    rewards: Tensor, values: Tensor, mask: Tensor, terminal: Tensor, discount: float, trace: float
+) -> tuple[Tensor, Tensor]:
+    """What the critics should have said of the steps of a chunk: lambda-returns without correction for who acts (Peng's
+    Q(lambda), Kozuno et al. 2021, arXiv 2103.00107, section 3).
+
+        y_t = r_t + discount ((1 - trace) v_{t+1} + trace y_{t+1}),  y_t = r_t where the episode terminates
+
+    Args:
+        rewards: scaled, (B, L); not read at a chunk's last real step unless it is terminal.
+        values: v, what the policy's own action is worth at each step, (B, L).
+        mask: True where a step is real, (B, L) bool.
+        terminal: True where the episode terminates after the step, (B, L) bool.
+        discount: in [0, 1).
+        trace: in [0, 1].
+
+    Returns:
+        y (B, L), and where it is known, (B, L) bool: not at the last step of a chunk or of an episode that was cut off,
+        of which nobody saw what came next; before it v stands for y.
+    """
+    L = rewards.shape[1]
+    next_BL = F.pad(mask[:, 1:], (0, 1))  # whether what comes next is in the chunk
+    ahead_BL = F.pad(values[:, 1:], (0, 1))
+    own_BL = torch.where(next_BL, rewards + discount * (1 - trace) * ahead_BL, torch.where(terminal, rewards, values))
+    apart_LL = torch.arange(L, device=rewards.device)
+    apart_LL = apart_LL[:, None] - apart_LL  # the sum over later steps j of (discount trace)^(j - t)
+    fade_LL = ((discount * trace) ** apart_LL.clamp(min=0).to(rewards)).masked_fill(apart_LL < 0, 0)
+    return own_BL.where(mask, 0) @ fade_LL, mask & (next_BL | terminal)
+
+
+class Judge(NamedTuple):
+    """What `guided` needs of the critics.
+
+    Attributes:
+        noise: standard normal, (B, L, A).
+        critic, slow: parameters of the critics and of their slow copies, as `values` takes them.
+        scale: of returns.
+        weight: of the policy's pull.
+        discount, trace: as `goals` takes them.
+    """
+
+    noise: Tensor
+    critic: Sequence[Tensor]
+    slow: Sequence[Tensor]
+    scale: float
+    weight: float
+    discount: float
+    trace: float
+
+
+class Guidance:
+    """The critics of one run: everything of them that an update changes.
+
+    Attributes:
+        leaves: their parameters, for which gradients are taken.
+        size: what the policy's actions are worth, the mean of absolute values at the last update, scaled, ().
+    """
+
+    def __init__(self, settings: TrainConfig, store: EpisodeStore, device: torch.device | str, wrap: Callable):
+        """`wrap` may compile a function. The critics draw their weights from torch's own generator."""
+        self.settings, spaces = settings, store.spaces
+        returns = store.episode_returns
+        self.scale = RANGE / (float(returns.max() - returns.min()) or float(abs(returns).max()) or 1.0)
+        self._critic = Critic(spaces.observation_dim, spaces.action_dim).to(device)
+        self._slow = copy.deepcopy(self._critic).requires_grad_(False)
+        parameters = list(self._critic.parameters())
+        how = dataclasses.replace(settings, learning_rate=LEARNING_RATE, warmup_updates=0, decay="none", weight_decay=0,
+                                  max_grad_norm=1e9)
+        self.descent = Descent(parameters, parameters, how, wrap, lambda gradient: None)
+        self.leaves, self.size = self.descent.leaves, torch.zeros((), device=device)
+
+    def judge(self, batch: Batch, generator: torch.Generator) -> Judge:
+        """For the actions of one batch, with noise from `generator`."""
+        noise = torch.randn(batch.actions.shape, generator=generator, device=batch.actions.device)
+        settings = self.settings
+        return Judge(noise, *self._parameters(), self.scale, settings.value_weight, settings.discount,
+                     settings.value_trace)
+
+    def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor, size: Tensor) -> None:
+        """Descend, and let the slow copies follow."""
+        self.descent.step(gradients, errors, count)
+        with torch.no_grad():
+            self.size.copy_(size)
+            critic, slow = self._parameters()
+            torch._foreach_lerp_(slow, critic, FOLLOW)
+
+    def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:
+        return list(self._critic.parameters()), list(self._slow.parameters())
+
+    def look(self) -> dict[str, float]:
+        """For the log: the critics' squared error and what they think of the policy, in the environment's units."""
+        return {"train/value_loss": self.descent.seen[0] / self.scale**2, "train/value": self.size.item() / self.scale}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next update depends on."""
+        parts = ("critic", self._critic.state_dict()), ("slow", self._slow.state_dict()), (
+            "optimizer", self.descent.state_dict())
+        return {f"{part}.{name}": value for part, tensors in parts for name, value in tensors.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor], done: int) -> None:
+        """Go on after `done` updates, from tensors of the names and shapes of `state_dict`."""
+        parts = {part: {name.removeprefix(f"{part}."): value for name, value in state.items()
+                        if name.startswith(f"{part}.")} for part in ("critic", "slow", "optimizer")}
+        self._critic.load_state_dict(parts["critic"])
+        self._slow.load_state_dict(parts["slow"])
+        self.descent.load_state_dict(parts["optimizer"], done)
+
+
+def guided(
+    predicted: Tensor, errors: Tensor, batch: Batch, judge: Judge
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The policy's errors less what its actions are worth, and the critics' own errors.
+
+    Args:
+        predicted: actions, float32, (B, L, A).
+        errors: the sum of their squared distances from the data, ().
+        batch: with `terminal`.
+
+    Returns:
+        What to descend along, the critics' sum of squared errors, of how many, and the mean of |Q|, all ().
+    """
+    mask, observations = batch.mask, batch.observations
+    worth_BL = values([part.detach() for part in judge.critic], observations, predicted).mean(0)
+    size = worth_BL.detach().abs().where(mask, 0).sum() / mask.sum()
+    pulled = errors - judge.weight / size.clamp(min=1e-6) * worth_BL.where(mask, 0).sum()
+    with torch.no_grad():
+        tried_BLA = (predicted + (NOISE * judge.noise).clamp(-MOST, MOST)).clamp(-1, 1)
+        value_BL = values(judge.slow, observations, tried_BLA).amin(0)
+        later_BL = F.pad(batch.returns_to_go[:, 1:], (0, 1)).where(~batch.terminal, 0)
+        rewards_BL = judge.scale * (batch.returns_to_go - later_BL)
+        goal_BL, known_BL = goals(rewards_BL, value_BL, mask, batch.terminal, judge.discount, judge.trace)
+    wrong_NBL = (values(judge.critic, observations, batch.actions) - goal_BL).square()
+    judged = wrong_NBL.where(known_BL, 0).sum()
+    return pulled + judged, judged.detach(), 2.0 * known_BL.sum(dtype=torch.float32).clamp(min=1), size

@@ -1,0 +1,255 @@
+"""The critic that guides the policy: what it learns, whom its gradients reach, and that a run goes on exactly."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import Recorded, assert_same_run, killed_at, lines, make_config, make_store
+
+from drl import checkpoint as checkpoints
+from drl.checkpoint_files import TRAINING
+from drl.config import TrainConfig
+from drl.data.sampling import Batch, Steps
+from drl.data.store import EpisodeStore, Spaces
+from drl.errors import UserError
+from drl.guidance import Critic, Guidance, Judge, goals, guided, values
+from drl.parallel import Share
+from drl.policy import RecurrentPolicy
+from drl.train import train, train_together
+from drl.trainer import Trainer, update
+
+B, L, O, A = 5, 7, 3, 2
+SPACES = Spaces("Toy-v0", O, np.full(A, -1, np.float32), np.full(A, 1, np.float32))
+
+
+def chunks(seed=0) -> tuple[torch.Tensor, ...]:
+    """Rewards, values, mask and terminal of chunks of every length, some of which end an episode."""
+    generator = torch.Generator().manual_seed(seed)
+    length_B = torch.tensor([7, 7, 4, 3, 1])
+    ends_B = torch.tensor([False, True, True, False, True])
+    mask = torch.arange(L) < length_B[:, None]
+    terminal = (torch.arange(L) == length_B[:, None] - 1) & ends_B[:, None]
+    return *(torch.randn(B, L, generator=generator, dtype=torch.float64) for _ in range(2)), mask, terminal
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("discount", [0.0, 0.9, 0.99])
+def test_goals_are_what_the_recursion_gives(discount, trace):
+    rewards, value, mask, terminal = chunks()
+
+    goal, known = goals(rewards, value, mask, terminal, discount, trace)
+
+    for b in range(B):
+        last = int(mask[b].sum()) - 1
+        expected = rewards[b, last] if terminal[b, last] else value[b, last]
+        assert known[b].tolist() == [t < last or t == last and bool(terminal[b, t]) for t in range(L)]
+        torch.testing.assert_close(goal[b, last], expected)
+        for t in reversed(range(last)):
+            expected = rewards[b, t] + discount * ((1 - trace) * value[b, t + 1] + trace * expected)
+            torch.testing.assert_close(goal[b, t], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_stands_in_the_padding_is_not_read():
+    rewards, value, mask, terminal = chunks()
+    goal, known = goals(rewards, value, mask, terminal, 0.9, 0.5)
+    spoiled = [part.masked_fill(~mask, 1e30) for part in (rewards, value)]
+    other, _ = goals(*spoiled, mask, terminal, 0.9, 0.5)
+    torch.testing.assert_close(other[known], goal[known], rtol=0, atol=0)
+
+
+def test_the_critics_are_two_networks_that_share_nothing():
+    torch.manual_seed(0)
+    critic = Critic(O, A)
+    observations, actions = torch.randn(B, L, O), torch.rand(B, L, A) * 2 - 1
+
+    both = values(list(critic.parameters()), observations, actions)
+
+    assert both.shape == (2, B, L)
+    for n in range(2):
+        x = torch.cat([observations, actions], -1)
+        for layer in range(3):
+            x = x @ getattr(critic, f"weight{layer}")[n] + getattr(critic, f"bias{layer}")[n]
+            if layer < 2:
+                x = torch.relu((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt())
+        torch.testing.assert_close(both[n], x[..., 0], rtol=1e-5, atol=1e-5)
+    assert (both[0] - both[1]).abs().min() > 0
+
+
+def a_batch() -> tuple[Batch, torch.Tensor]:
+    torch.manual_seed(1)
+    _, _, mask, terminal = chunks()
+    batch = Batch(
+        returns_to_go=torch.randn(B, L).cumsum(1), observations=torch.randn(B, L, O), actions=torch.rand(B, L, A),
+        timesteps=torch.zeros(B, L, dtype=torch.long), mask=mask, restart=torch.ones(B, dtype=torch.bool),
+        terminal=terminal,
+    )
+    return batch, (torch.rand(B, L, A) - 0.5).requires_grad_()
+
+
+def judge(weight: float, **changes) -> Judge:
+    torch.manual_seed(2)
+    noise = torch.zeros(B, L, A)
+    parameters = [list(Critic(O, A).parameters()) for _ in range(2)]
+    return Judge(noise, *parameters, scale=2.0, weight=weight, discount=0.9, trace=0.5)._replace(**changes)
+
+
+def test_the_policy_is_pulled_up_the_critics_mean_in_proportion_to_the_weight():
+    batch, predicted = a_batch()
+    judging = judge(0.7)
+    errors = (predicted - batch.actions).square().mean(-1).where(batch.mask, 0).sum()
+
+    pulled, judged, _, size = guided(predicted, errors, batch, judging)
+    gradient, = torch.autograd.grad(pulled, predicted, retain_graph=True)
+
+    worth = values(judging.critic, batch.observations, predicted).mean(0)
+    torch.testing.assert_close(size, worth[batch.mask].abs().mean())
+    expected = errors - 0.7 * worth[batch.mask].sum() / size.detach()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, predicted)[0])
+    torch.testing.assert_close(pulled.detach(), (expected + judged).detach())
+
+
+def test_the_critics_learn_of_the_recorded_actions_alone_and_nothing_of_the_policys_pull():
+    batch, predicted = a_batch()
+    judging = judge(0.7)
+
+    pulled, judged, count, _ = guided(predicted, predicted.sum() * 0, batch, judging)
+    found = torch.autograd.grad(pulled, judging.critic)
+
+    value = values(judging.slow, batch.observations, predicted).amin(0).detach()
+    later = torch.cat([batch.returns_to_go[:, 1:], torch.zeros(B, 1)], 1).masked_fill(batch.terminal, 0)
+    goal, known = goals(2 * (batch.returns_to_go - later), value, batch.mask, batch.terminal, 0.9, 0.5)
+    wrong = (values(judging.critic, batch.observations, batch.actions) - goal).square()[:, known]
+    torch.testing.assert_close(judged, wrong.sum().detach())
+    assert count == wrong.numel()
+    for one, other in zip(found, torch.autograd.grad(wrong.sum(), judging.critic), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_slow_critics_judge_actions_with_noise_that_stay_in_the_box():
+    batch, predicted = a_batch()
+    loud = judge(0.7, noise=torch.full((B, L, A), 100.0))
+    tried = (predicted + 0.5).clamp(-1, 1)
+    one = guided(predicted, predicted.sum() * 0, batch, loud)[1]
+    other = guided(tried.detach(), predicted.sum() * 0, batch, judge(0.7))[1]
+    torch.testing.assert_close(one, other)
+
+
+# training
+
+
+def paying_store() -> EpisodeStore:
+    """Actions are noise about 0; each earns itself, so that 1 is the best one everywhere."""
+    rng = np.random.default_rng(0)
+
+    def episode(length):
+        actions = rng.uniform(-0.6, 0.6, (length, 1)).astype(np.float32)
+        end = np.arange(length) == length - 1
+        return Recorded(rng.normal(size=(length + 1, 3)), actions, actions[:, 0].astype(float), end, ~end & False)
+
+    spaces = Spaces("Pendulum-v1", 3, np.array([-1], np.float32), np.array([1], np.float32))
+    return EpisodeStore.from_episodes([episode(20) for _ in range(50)], spaces, "synthetic/paying-v0")
+
+
+def mean_action(tmp_path, store, weight: float) -> float:
+    config = make_config(updates=300, batch_size=16, value_weight=weight, warmup_updates=10, checkpoint_every=300,
+                         discount=0.5)
+    folder = train(config, store, tmp_path / f"weight-{weight:g}")
+    policy = RecurrentPolicy(checkpoints.load(folder), engine="torch")
+    state, actions = policy.initial_state(8, 0.0), []
+    for _ in range(5):
+        action, state = policy.step(np.random.default_rng(0).normal(size=(8, 3)), np.zeros(8), state)
+        actions.append(action.mean())
+    return float(np.mean(actions))
+
+
+def test_a_guided_policy_earns_more_than_what_it_imitates(tmp_path):
+    store = paying_store()
+    assert abs(mean_action(tmp_path, store, 0.0)) < 0.1
+    assert mean_action(tmp_path, store, 1.0) > 0.3
+
+
+def test_the_value_of_a_policy_is_learned_in_the_environments_units(tmp_path):
+    store = paying_store()
+    mean_action(tmp_path, store, 1.0)
+    last = lines(tmp_path / "weight-1")[-1]
+    assert 0.3 < last["train/value"] < 1.5  # an action of 0.5 and its successors at half: about 1
+    assert 0 <= last["train/value_loss"] < 0.1
+
+
+def test_without_a_weight_there_is_no_critic(tmp_path):
+    train(make_config(updates=3), make_store(), tmp_path / "run")
+    assert not any("value" in tag for line in lines(tmp_path / "run") for tag in line)
+    assert not any("guidance" in name for name in load_file(checkpoints.find(tmp_path / "run") / TRAINING))
+
+
+@pytest.mark.parametrize(("attention", "sampling"), [("linear", "state_passing"), ("softmax", "windows")])
+def test_a_guided_run_goes_on_as_if_it_had_not_been_killed(attention, sampling, tmp_path, monkeypatch):
+    config, store = make_config(attention, sampling=sampling, value_weight=1.0), make_store()
+    train(config, store, tmp_path / "whole")
+    with killed_at(monkeypatch, 7):
+        train(config, store, tmp_path / "killed")
+
+    train(config, store, tmp_path / "killed", resume=True)
+
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert any(name.startswith("guidance.slow.") for name in load_file(checkpoints.find(tmp_path / "whole") / TRAINING))
+
+
+def test_several_guided_seeds_learn_what_each_alone_learns(tmp_path):
+    configs = [make_config(seed=seed, value_weight=1.0) for seed in (0, 1)]
+    folders = [tmp_path / f"together-{config.seed}" for config in configs]
+    train_together(configs, make_store(), folders)
+    for config, folder in zip(configs, folders, strict=True):
+        train(config, make_store(), tmp_path / f"alone-{config.seed}")
+        assert_same_run(folder, tmp_path / f"alone-{config.seed}")
+
+
+@pytest.mark.parametrize("part", ["_critic", "_slow"])
+def test_a_critic_that_overflows_stops_the_run_and_says_so(part):
+    config = make_config(value_weight=1.0)
+    trainer = Trainer(config, make_store(), Steps(make_store(), "cpu"))
+    update([trainer])
+    with torch.no_grad():
+        getattr(trainer.guidance, part).weight1.fill_(3e38)
+    update([trainer])
+    with pytest.raises(UserError, match=r"^at update 2 the critic.s loss is (inf|nan) .*--train.discount"):
+        trainer.require_finite()
+
+
+@pytest.mark.parametrize("name", ["critic.weight0", "slow.bias1", "optimizer.0.exp_avg"])
+def test_a_checkpoint_without_a_part_of_the_critic_is_refused(name):
+    store = make_store()
+    trainer = Trainer(make_config(value_weight=1.0), store)
+    past = trainer.checkpoint()
+    del past.training[f"guidance.{name}"]
+    with pytest.raises(UserError, match=f"guidance.{name} is missing"):
+        trainer.load(past)
+
+
+def test_returns_that_are_all_alike_are_scaled_all_the_same():
+    store = make_store()
+    for returns in (0.0, 5.0):
+        alike = dataclasses.replace(store, returns_to_go=np.full_like(store.returns_to_go, returns))
+        guidance = Guidance(make_config(value_weight=1.0).train, alike, "cpu", lambda function: function)
+        assert np.isfinite(guidance.scale) and guidance.scale > 0
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"value_weight": -1.0}, "train.value_weight must not be negative, got -1.0"),
+    ({"discount": 1.0}, "train.discount must be below 1 and train.value_trace at most 1, got 1 and 0.9"),
+    ({"value_trace": 1.1}, "train.discount must be below 1 and train.value_trace at most 1, got 0.99 and 1.1"),
+    ({"discount": -0.1}, "train.discount must not be negative, got -0.1"),
+])
+def test_numbers_that_make_no_value_are_refused(changes, message):
+    with pytest.raises(UserError) as caught:
+        TrainConfig(**changes)
+    assert str(caught.value) == message
+
+
+def test_processes_cannot_share_a_critic(tmp_path):
+    config = make_config(value_weight=1.0)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+    with pytest.raises(UserError, match="nor a critic; .*--train.value_weight 0"):
+        train_together([config], make_store(), [tmp_path], share=Share(0, 2))
