@@ -4,11 +4,19 @@ Both read (B, T, D) and give (B, T, D) and the state after the last token; softm
 Dimension key: B batch, T tokens, D width, H heads, K features per head.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drl.config import ModelConfig
 from drl.kernels import LinearAttentionState, linear_attention_packed, linear_attention_step
+
+
+def decay(config: ModelConfig) -> tuple[float, ...] | None:
+    """What is left of each head's memory after a token, as numbers of float32, which all engines have; None where
+    nothing fades."""
+    left = [2 ** (-1 / (config.tokens * half_life)) for half_life in config.half_lives]
+    return tuple(torch.tensor(left, device="cpu").tolist()) or None
 
 
 class LinearAttention(nn.Module):
@@ -19,6 +27,9 @@ class LinearAttention(nn.Module):
         self.heads, self.feature_map, self.backend = config.heads, config.feature_map, config.backend
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
+        self.fades = decay(config)
+        if self.fades:  # among the weights, where the compiled step finds it
+            self.register_buffer("decay", torch.tensor(self.fades))
 
     def forward(
         self,
@@ -31,7 +42,8 @@ class LinearAttention(nn.Module):
         """x (B, T, D); mask (B, T), False where a token must leave no trace; restart (B,), True where the past in
         `state` is forgotten; read: the tokens whose output comes back, beside the state after this chunk."""
         out_BTHK, state = linear_attention_packed(
-            self._qkv(x), state, mask=mask, restart=restart, feature_map=self.feature_map, backend=self.backend
+            self._qkv(x), state, mask=mask, restart=restart, decay=self.fades, feature_map=self.feature_map,
+            backend=self.backend
         )
         return self.out(out_BTHK[:, read].flatten(2)), state
 
@@ -46,7 +58,7 @@ class LinearAttention(nn.Module):
         """`forward` for the few tokens of one environment step, without gradient."""
         out_BTHK, state = linear_attention_step(
             *self._qkv(x).unbind(2), state,
-            mask=mask, restart=restart, feature_map=self.feature_map, backend=self.backend
+            mask=mask, restart=restart, decay=self.fades, feature_map=self.feature_map, backend=self.backend
         )
         return self.out(out_BTHK[:, read].flatten(2)), state
 

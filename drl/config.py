@@ -11,6 +11,8 @@ from drl import bounds, trees
 from drl.bounds import bounded, not_negative, positive
 from drl.errors import UserError
 
+SHORTEST = 0.01  # half-life in environment steps; of the step before, 2^-100 is left
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -32,6 +34,14 @@ class ModelConfig:
     feature_map: Literal["elu1", "relu", "identity"] = "elu1"
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
+    half_lives: list[float] = field(default_factory=list)
+    """environment steps after which what a head remembers counts half, one for each head; empty: it never fades, as in
+    the paper; linear attention only"""
+
+    action_tokens: bool = True
+    """whether the earlier actions are read; false: two tokens for each environment step, return-to-go and
+    observation, instead of three"""
+
     backend: Literal["auto", "reference", "chunked", "triton", "cpu"] = "auto"
     """how the linear attention is computed; auto: triton on a GPU, cpu on a CPU where it was built, else chunked"""
 
@@ -51,8 +61,24 @@ class ModelConfig:
             raise UserError(f"model.heads must divide model.width, got heads={self.heads}, width={self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        if self.half_lives and self.attention != "linear":
+            raise UserError(f"model.attention {self.attention} has no memory that fades; leave model.half_lives out, "
+                            "or use linear attention")
+        if len(self.half_lives) not in (0, self.heads):
+            raise UserError(f"model.half_lives must be one number for each of model.heads={self.heads}, got "
+                            f"{len(self.half_lives)}")
+        if any(half_life < SHORTEST for half_life in self.half_lives):
+            raise UserError(f"model.half_lives must be at least {SHORTEST} environment steps each, got "
+                            f"{min(self.half_lives)}")
+        if not self.action_tokens and self.attention == "none":
+            raise UserError("model.attention none reads no actions; leave model.action_tokens out")
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.max_timesteps", self.width, self.max_timesteps)
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.layers", self.width**2, self.layers, 12)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that attention reads of an environment step."""
+        return 3 if self.action_tokens else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +92,7 @@ class TrainConfig:
     """streams (or windows) per update"""
 
     context: int = 20
-    """environment steps per chunk (or window); attention reads three tokens of each"""
+    """environment steps per chunk (or window); attention reads three tokens of each, or two"""
 
     sampling: Literal["state_passing", "windows"] = "state_passing"
     """state_passing: chunks in episode order, the state carried and detached; windows: each from an empty state"""

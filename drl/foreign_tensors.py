@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from drl.attention import decay
 from drl.config import Config
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError, shown
@@ -113,4 +114,6 @@ def _flaw_of_weights(config: Config, weights: dict[str, Tensor], spaces: Spaces)
             return f"the weight {name} is {weight.dtype} of {tuple(weight.shape)}, not float32 of {expected[name]}"
         if not weight.isfinite().all():
             return f"the weight {name} is not finite"
+        if name.endswith("attention.decay") and tuple(weight.tolist()) != decay(config.model):
+            return f"the weight {name} is not that of model.half_lives"
     return ""

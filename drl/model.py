@@ -1,14 +1,14 @@
 """Decision Transformer (Chen et al. 2021, arXiv 2106.01345): an episode read as a sentence of returns,
 observations and actions, with causal linear attention as its backbone.
 
-    R_0 s_0 a_0  R_1 s_1 a_1  ...          three tokens per environment step
+    R_0 s_0 a_0  R_1 s_1 a_1  ...          three tokens per environment step, or two, without the actions
         |            |
        a_0          a_1                    an action is read out at each observation's token
 
 `forward` reads a chunk of steps from a state, `step` reads one environment step, (a_{t-1}, R_t, s_t) together;
 they share every weight and agree token for token (tests/test_policy.py).
 
-Dimension key: B batch, L environment steps, T tokens, D width, O observation, A action.
+Dimension key: B batch, L environment steps, N tokens of each (3 or 2), T tokens, D width, O observation, A action.
 """
 
 import torch
@@ -63,7 +63,8 @@ class DecisionTransformer(nn.Module):
         self.config, self.observation_dim, self.action_dim = config, observation_dim, action_dim
         self.embed_return = nn.Linear(1, config.width)
         self.embed_observation = nn.Linear(observation_dim, config.width)
-        self.embed_action = nn.Linear(action_dim, config.width)
+        if config.action_tokens:
+            self.embed_action = nn.Linear(action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
         self.norm_embedding = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -107,7 +108,7 @@ class DecisionTransformer(nn.Module):
         Args:
             returns_to_go: in the environment's units, (B, L).
             observations: normalised, (B, L, O).
-            actions: in [-1, 1], (B, L, A).
+            actions: in [-1, 1], (B, L, A); not read without config.action_tokens.
             timesteps: steps since the episode began, integer, (B, L).
             mask: True where a step is real, (B, L); None: all are. Padding stands on the right.
             state: what came before the chunk; None: nothing.
@@ -116,10 +117,10 @@ class DecisionTransformer(nn.Module):
         Returns:
             Predicted actions (B, L, A) and the state after the chunk. Steps with a False mask leave no trace in it.
         """
-        time_BLD = self._embed_timestep(timesteps)
-        x_BL3D = time_BLD[:, :, None] + self._embed(returns_to_go, observations, actions)
-        mask_BT = None if mask is None else mask.repeat_interleave(3, dim=1)
-        x_BLD, state = self._trunk(x_BL3D.flatten(1, 2), mask_BT, state, restart, slice(1, None, 3))
+        N, time_BLD = self.config.tokens, self._embed_timestep(timesteps)
+        x_BLND = time_BLD[:, :, None] + self._embed(returns_to_go, observations, actions)
+        mask_BT = None if mask is None else mask.repeat_interleave(N, dim=1)
+        x_BLD, state = self._trunk(x_BLND.flatten(1, 2), mask_BT, state, restart, slice(1, None, N))
         return self._read_out(x_BLD), state
 
     @torch.no_grad()
@@ -135,7 +136,7 @@ class DecisionTransformer(nn.Module):
         """Predict one action per row: the tokens (a_{t-1}, R_t, s_t) enter together, the state goes on.
 
         Args:
-            previous_action: in [-1, 1], (B, A); ignored in rows where `first`.
+            previous_action: in [-1, 1], (B, A); ignored in rows where `first`, and without config.action_tokens.
             return_to_go: in the environment's units, (B,).
             observation: normalised, (B, O).
             timestep: integer, (B,).
@@ -150,21 +151,26 @@ class DecisionTransformer(nn.Module):
         """
         if self.config.attention == "softmax":
             raise ValueError("softmax attention has no recurrent step; act by window")
-        time_BTD = self._embed_timestep(torch.stack([(timestep - 1).clamp(min=0), timestep, timestep], dim=1))
-        x_BTD = time_BTD + self._embed(return_to_go, observation, previous_action).roll(1, dims=1)
-        mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
-        mask_BT[:, 0] = ~first
-        x_B1D, state = self._trunk(x_BTD, mask_BT, state, first, slice(2, None), step=True)
+        x_BTD, mask_BT, times = self._embed(return_to_go, observation, previous_action), None, [timestep, timestep]
+        if self.config.action_tokens:
+            x_BTD, times = x_BTD.roll(1, dims=1), [(timestep - 1).clamp(min=0), *times]
+            mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
+            mask_BT[:, 0] = ~first
+        x_BTD = self._embed_timestep(torch.stack(times, dim=1)) + x_BTD
+        x_B1D, state = self._trunk(x_BTD, mask_BT, state, first, slice(-1, None), step=True)
         return self._read_out(x_B1D[:, 0]), state
 
     def _embed(self, return_to_go: Tensor, observation: Tensor, action: Tensor) -> Tensor:
-        """Tokens (..., 3, D) of (...), (..., O) and (..., A), as one product: its weight (3D, F) has three blocks, and
-        zeros fill up 1 + O + A to F, a multiple of 8, which suits a GPU's matrix units."""
-        layers = self.embed_return, self.embed_observation, self.embed_action
+        """Tokens (..., N, D) of (...), (..., O) and (..., A), as one product: its weight (N D, F) has a block for each,
+        and zeros fill up 1 + O + A to F, a multiple of 8, which suits a GPU's matrix units."""
+        layers, parts = [self.embed_return, self.embed_observation], [return_to_go[..., None], observation]
+        parts[0] = parts[0] / self.config.return_scale
+        if self.config.action_tokens:
+            layers.append(self.embed_action), parts.append(action)
         spare = observation.new_zeros(*observation.shape[:-1], -sum(layer.in_features for layer in layers) % 8)
-        features = torch.cat([return_to_go[..., None] / self.config.return_scale, observation, action, spare], dim=-1)
         weight = torch.block_diag(*(layer.weight for layer in layers), spare.new_zeros(0, spare.shape[-1]))
-        return F.linear(features, weight, torch.cat([layer.bias for layer in layers])).unflatten(-1, (3, -1))
+        bias = torch.cat([layer.bias for layer in layers])
+        return F.linear(torch.cat([*parts, spare], dim=-1), weight, bias).unflatten(-1, (len(layers), -1))
 
     def _embed_timestep(self, timestep: Tensor) -> Tensor:
         return self.embed_timestep(timestep.clamp(max=self.config.max_timesteps - 1))

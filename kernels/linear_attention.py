@@ -1,11 +1,13 @@
 """The door of the operator: check the contract, choose a backend, keep the state explicit."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from drl.kernels import chunked, reference, triton
+from drl.kernels import decay as fading
 from drl.kernels.cpu import attention as cpu
 from drl.kernels.feature_map import FEATURE_MAPS
 
@@ -55,6 +57,7 @@ def linear_attention(
     *,
     mask: Tensor | None = None,
     restart: Tensor | None = None,
+    decay: Sequence[float] | None = None,
     feature_map: str = "elu1",
     eps: float = 1e-6,
     backend: str = "auto",
@@ -68,6 +71,8 @@ def linear_attention(
         mask: False where a token must leave no trace in later outputs and in the state (its own output is still
             defined), bool (B, T). None: every token counts.
         restart: True in rows whose past is forgotten before the first token, bool (B,). None: in none.
+        decay: what a head's state is multiplied by before each token that counts, H numbers in (0, 1] (as in arXiv
+            2307.08621, section 2.1, and the normaliser alike). None: nothing is forgotten.
         feature_map: "elu1" (elu(x) + 1, the paper's), "relu" or "identity".
         eps: added to the denominator.
         backend: "auto" or a key of `available_backends()`. An explicit choice never falls back to another; "auto" is
@@ -80,9 +85,9 @@ def linear_attention(
         output and outgoing state.
 
     Raises:
-        ValueError: a shape, dtype, device, feature map or backend is outside this contract.
+        ValueError: a shape, dtype, device, decay, feature map or backend is outside this contract.
     """
-    return _run(triton.attend, (q, k, v), q, k, v, state, mask, restart, feature_map, eps, backend)
+    return _run(triton.attend, (q, k, v), q, k, v, state, mask, restart, decay, feature_map, eps, backend)
 
 
 def linear_attention_packed(
@@ -91,6 +96,7 @@ def linear_attention_packed(
     *,
     mask: Tensor | None = None,
     restart: Tensor | None = None,
+    decay: Sequence[float] | None = None,
     feature_map: str = "elu1",
     eps: float = 1e-6,
     backend: str = "auto",
@@ -105,7 +111,7 @@ def linear_attention_packed(
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be (B, T, 3, H, K), got {tuple(qkv.shape)}")
     return _run(
-        triton.attend_packed, (qkv,), *qkv.unbind(2), state, mask, restart, feature_map, eps, backend
+        triton.attend_packed, (qkv,), *qkv.unbind(2), state, mask, restart, decay, feature_map, eps, backend
     )
 
 
@@ -118,6 +124,7 @@ def linear_attention_step(
     *,
     mask: Tensor | None = None,
     restart: Tensor | None = None,
+    decay: Sequence[float] | None = None,
     feature_map: str = "elu1",
     eps: float = 1e-6,
     backend: str = "auto",
@@ -129,7 +136,7 @@ def linear_attention_step(
     """
     if q.ndim == 4 and not 1 <= q.shape[1] <= STEP_TOKENS:
         raise ValueError(f"a step takes 1 to {STEP_TOKENS} tokens, got {q.shape[1]}; use linear_attention")
-    return _run(triton.attend_step, (q, k, v), q, k, v, state, mask, restart, feature_map, eps, backend)
+    return _run(triton.attend_step, (q, k, v), q, k, v, state, mask, restart, decay, feature_map, eps, backend)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -156,34 +163,52 @@ def choose(backend: str, values: Tensor) -> str:
 
 
 def _run(
-    fused, tensors, q, k, v, state, mask, restart, feature_map, eps, backend
+    fused, tensors, q, k, v, state, mask, restart, decay, feature_map, eps, backend
 ) -> tuple[Tensor, LinearAttentionState]:
     """Check, choose, compute: `fused` is the Triton operator of a door, `tensors` what it takes for q, k and v."""
     _check(q, k, v, state, mask, restart, feature_map)
-    backend = choose(backend, v)
-    if backend == "cpu":
-        out, *after = cpu.attend(tensors, *(state or (None, None)), mask, restart, feature_map, eps)
-        return out, LinearAttentionState(*after)
-    if backend == "triton":
-        out, *after = fused(*tensors, *(state or (None, None)), mask, restart, feature_map, eps)
-        return out, LinearAttentionState(*after)
-    return _torch(backend, q, k, v, state, mask, restart, feature_map, eps)
+    if decay is not None:
+        fading.check(decay, k.shape[2])
+    backend, past = choose(backend, v), state or (None, None)
+    if decay is None or min(decay) == 1:
+        out, *after = _plain(backend, fused, tensors, *past, mask, restart, feature_map, eps)
+    elif backend == "reference":
+        out, *after = _torch(backend, q, k, v, *past, mask, restart, feature_map, eps, decay)
+    else:
+        apart = triton.attend if fused is triton.attend_packed else fused  # weighted, they are no longer packed
+        low = backend in FUSED and v.dtype == torch.bfloat16  # float16 has too small a range for weights
+        out, *after = fading.attend(
+            lambda q, k, v, kv, z, restart: _plain(backend, apart, (q, k, v), kv, z, None, restart, "identity", eps),
+            q, k, v, *past, mask, restart, FEATURE_MAPS[feature_map], decay, _exact(v), v.dtype if low else _exact(v)
+        )
+        out = out.to(v.dtype)
+    return out, LinearAttentionState(*after)
 
 
-def _torch(backend, q, k, v, state, mask, restart, feature_map, eps) -> tuple[Tensor, LinearAttentionState]:
+def _plain(backend, fused, tensors, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention that forgets nothing, by any backend."""
+    if backend in FUSED:
+        attend = cpu.attend if backend == "cpu" else lambda tensors, *rest: fused(*tensors, *rest)
+        return attend(tensors, kv, z, mask, restart, feature_map, eps)
+    q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
+    return _torch(backend, q, k, v, kv, z, mask, restart, feature_map, eps)
+
+
+def _torch(backend, q, k, v, kv, z, mask, restart, feature_map, eps, decay=None) -> tuple[Tensor, Tensor, Tensor]:
     """A backend made of torch operators: it takes phi(q) and phi(k), and a token that does not count has a zero key."""
     B, _, H, K = k.shape
     phi, exact = FEATURE_MAPS[feature_map], _exact(v)
-    if state is None:
-        state = LinearAttentionState.zeros(B, H, K, v.shape[-1], dtype=exact, device=v.device)
+    if kv is None:
+        kv, z = LinearAttentionState.zeros(B, H, K, v.shape[-1], dtype=exact, device=v.device)
     elif restart is not None:
-        state = state.restart(restart)
+        kv, z = LinearAttentionState(kv, z).restart(restart)
     with torch.autocast(v.device.type, enabled=False):
         keys = phi(k.to(exact))
         if mask is not None:
             keys = keys.masked_fill(~mask[..., None, None], 0)
-        out, kv, z = TORCH[backend](phi(q.to(exact)), keys, v.to(exact), *state, eps)
-    return out.to(v.dtype), LinearAttentionState(kv, z)
+        faded = () if decay is None else (fading.factors(decay, mask, keys),)
+        out, kv, z = TORCH[backend](phi(q.to(exact)), keys, v.to(exact), kv, z, eps, *faded)
+    return out.to(v.dtype), kv, z
 
 
 def _exact(values: Tensor) -> torch.dtype:

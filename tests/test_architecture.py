@@ -26,7 +26,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.report_table", "drl.report_commands"},
     {"drl.report_page", "drl.report_figures"},
     {"drl.report_curves"},
-    {"drl.kernels.feature_map", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
+    {"drl.kernels.feature_map", "drl.kernels.decay", "drl.kernels.reference", "drl.kernels.chunked", "drl.kernels.cpu"},
     {"drl.kernels.cpu.attention"},
     {"drl.kernels.triton.tiles"},
     {
@@ -87,6 +87,7 @@ FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in flo
 KERNELS = {module for module in MODULES if module == "drl.kernels" or module.startswith("drl.kernels.")}
 BACKENDS = KERNELS - {
     "drl.kernels", "drl.kernels.linear_attention", "drl.kernels.token_wise", "drl.kernels.feature_map",
+    "drl.kernels.decay",
 }
 TRITON = {module for module in KERNELS if module.startswith("drl.kernels.triton.")}  # not the door, which is light
 DOORS = {  # the only modules through which a library comes in

@@ -125,6 +125,14 @@ def test_target_returns_are_a_list_of_floats(file):
                                        "or use linear attention"),
         ("model.attention", "none", "model.attention none has no state to pass; add --train.sampling windows, or use "
                                     "linear attention"),
+        ("model.half_lives", "[1, 2, 4]", "model.half_lives must be one number for each of model.heads=4, got 3"),
+        ("model.half_lives", "[1, 2, 4, 0.001]", "model.half_lives must be at least 0.01 environment steps each, got "
+                                                 "0.001"),
+        ("model.half_lives", "[1, 2, 4, -1]", "model.half_lives must be at least 0.01 environment steps each, got "
+                                              "-1.0"),
+        ("model.half_lives", "[1, 2, 4, .inf]", "model.half_lives must be finite, got [1.0, 2.0, 4.0, inf]"),
+        ("model.half_lives", "3", "model.half_lives must be list, got 3"),
+        ("model.action_tokens", "3", "model.action_tokens must be bool, got 3"),
         ("train.best_episodes", "0", "train.best_episodes must be in (0, 1], got 0.0"),
         ("train.best_episodes", "1.5", "train.best_episodes must be in (0, 1], got 1.5"),
     ],
@@ -143,6 +151,19 @@ def test_a_mistake_is_answered_with_its_cure(file, tmp_path, place, key, value, 
 
     said = str(caught.value).removeprefix(f"{tmp_path}/config.yaml: ").replace("unknown option or", "unknown")
     assert said == message or said == re.sub(r"got ([\w.]+)$", r"got '\1'", message), "an option's value is a word"
+
+
+@pytest.mark.parametrize("attention", ["softmax", "none"])
+def test_only_linear_attention_has_a_memory_that_fades(attention):
+    with pytest.raises(UserError, match=f"^model.attention {attention} has no memory that fades; leave model.half_lives "
+                                        "out, or use linear attention$"):
+        ModelConfig(attention=attention, half_lives=[1.0] * 4)
+
+
+def test_behaviour_cloning_has_no_action_tokens_to_leave_out():
+    with pytest.raises(UserError, match="^model.attention none reads no actions; leave model.action_tokens out$"):
+        ModelConfig(attention="none", action_tokens=False)
+    assert (ModelConfig().tokens, ModelConfig(attention="softmax", action_tokens=False).tokens) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +227,8 @@ def test_dropout_is_a_share(dropout):
 def changed(value, kind):
     """Another value of this type that a config may hold; floats become so small that YAML writes an exponent."""
     if dataclasses.is_dataclass(kind):
-        return kind(**{f.name: changed(getattr(value, f.name), f.type) for f in dataclasses.fields(kind)})
+        return kind(**{f.name: changed(getattr(value, f.name), f.type) for f in dataclasses.fields(kind)
+                       if f.name not in ("attention", "half_lives")})
     if choices := get_args(kind) if get_origin(kind) is Literal else ():
         return choices[-1] if value != choices[-1] else choices[0]
     by_type = {bool: lambda: not value, int: lambda: 2 * value or 3, float: lambda: value * 1e-4 or 1e-5,
@@ -214,26 +236,30 @@ def changed(value, kind):
     return by_type[kind]()
 
 
-def everything_changed() -> Config:
-    return changed(Config(dataset=""), Config)
+def everything_changed() -> list[Config]:
+    """Two configs, because memory fades in linear attention, the default, alone."""
+    config = changed(Config(dataset=""), Config)
+    memory = {"half_lives": [1.5, 2e20] * (config.model.heads // 2)}, {"attention": "softmax"}
+    return [dataclasses.replace(config, model=dataclasses.replace(config.model, **part)) for part in memory]
 
 
 def test_a_config_survives_its_dict_and_its_yaml():
-    config = everything_changed()
-    assert Config.from_dict(config.to_dict()) == config
-    assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config
+    for config in everything_changed():
+        assert Config.from_dict(config.to_dict()) == config
+        assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config
 
 
 def test_every_key_can_be_set_on_the_command_line():
-    config = everything_changed()
-    options = [part for key, value in leaves(config.to_dict()).items() for part in (f"--{key}", value)]
-    assert from_command_line(*options) == config
+    for config in everything_changed():
+        options = [part for key, value in leaves(config.to_dict()).items() for part in (f"--{key}", value)]
+        assert from_command_line(*options) == config
 
 
 def test_the_list_of_keys_is_every_leaf():
-    other, default = leaves(everything_changed().to_dict()), leaves(Config(dataset="").to_dict())
-    assert sorted(config_keys()) == sorted(other)
-    assert not [key for key in config_keys() if other[key] == default[key]], "these tests must change every key"
+    *others, default = (leaves(config.to_dict()) for config in (*everything_changed(), Config(dataset="")))
+    assert all(sorted(config_keys()) == sorted(other) for other in others)
+    same = [key for key in config_keys() if all(other[key] == default[key] for other in others)]
+    assert not same, "these tests must change every key"
 
 
 @pytest.mark.parametrize(
