@@ -21,7 +21,8 @@ from drl.trainer import Trainer, update
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]
 SINGLE = dict(rtol=1e-3, atol=1e-5)  # thirty updates let rounding grow
-CASES = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows"), ("none", "windows")]
+CASES = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows"), ("none", "windows"),
+         ("guided", "state_passing")]
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,12 @@ def as_a_user_would(monkeypatch):
 
 
 def on_gpu(attention="linear", seed=0, **settings) -> Config:
-    config = make_config(attention, seed, **dict(updates=30, stream_groups=3) | settings)
-    return dataclasses.replace(config, device="cuda", model=dataclasses.replace(config.model, dropout=0.0))
+    """`attention`: as in a config, or "guided": linear, with a memory that fades and a critic."""
+    guided = dict(value_weight=1.0) if attention == "guided" else {}
+    settings = dict(updates=30, stream_groups=3) | guided | settings
+    config = make_config("linear" if guided else attention, seed, **settings)
+    model = dataclasses.replace(config.model, dropout=0.0, half_lives=[0.5, 4.0] if guided else [])
+    return dataclasses.replace(config, device="cuda", model=model)
 
 
 def followed(trainer: Trainer) -> np.ndarray:
@@ -131,8 +136,9 @@ def test_stopping_and_going_on_equals_never_stopping(tmp_path, monkeypatch, stop
     close_checkpoints(tmp_path / "stopped", tmp_path / "whole", rtol=1e-2, atol=1e-3)
 
 
-def test_five_seeds_in_one_graph_have_the_numbers_of_each_alone(tmp_path):
-    configs = [on_gpu(seed=seed) for seed in range(5)]
+@pytest.mark.parametrize("attention", ["linear", "guided"])
+def test_five_seeds_in_one_graph_have_the_numbers_of_each_alone(attention, tmp_path):
+    configs = [on_gpu(attention, seed) for seed in range(5)]
     train_together(configs, make_store(), [tmp_path / f"together-{seed}" for seed in range(5)])
     for seed, config in enumerate(configs):
         train(config, make_store(), tmp_path / f"alone-{seed}")
