@@ -104,9 +104,10 @@ class _Rates:
             self._from.add("rates of suite.json")
             return sum(row["seconds"] for row in rows) / sum(row["count"] for row in rows)
         self._from.add("measured")
-        if shape not in self._measured:
-            self._measured[shape] = measure()
-        return self._measured[shape]
+        key = repr(shape)  # lists are in it
+        if key not in self._measured:
+            self._measured[key] = measure()
+        return self._measured[key]
 
     def told(self, measured: str) -> str:
         return " and ".join(sorted(self._from)).replace("measured", measured) or "nothing to do"
