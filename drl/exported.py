@@ -37,6 +37,7 @@ from drl.policy_state import WindowState
 from drl.versions import versions
 
 FORMAT = 1
+MEMORY = 2  # of MODEL alone, where memory fades or actions are not read: compiled steps from before must refuse it
 MODEL, CONFIG, TRACE = "model.safetensors", "config.json", "trace.safetensors"
 PROTOCOL = ("normalized_score is 100 (return - random) / (expert - random) with the reference beside it, mean over "
             "episodes seeded from environment_seed on; weights of the last update, target return fixed beforehand")
@@ -102,8 +103,10 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
     config, spaces = checkpoint.config, checkpoint.spaces
     model = {name: getattr(config.model, name)
              for name in ("width", "layers", "heads", "feature_map", "max_timesteps", "return_scale")}
-    facts = {"format": FORMAT, "environment": spaces.environment, "observation_dim": spaces.observation_dim,
-             "action_dim": spaces.action_dim, **model, "target_return": float(trace.target_return)}
+    plain = config.model.action_tokens and not config.model.half_lives
+    facts = {"format": FORMAT if plain else MEMORY, "environment": spaces.environment,
+             "observation_dim": spaces.observation_dim, "action_dim": spaces.action_dim, **model,
+             "target_return": float(trace.target_return)}
     tensors = {name: tensor.float() for name, tensor in checkpoint.acting().items()}
     write_tensors(folder / MODEL, tensors, {name: str(value) for name, value in facts.items()})
     write_tensors(folder / TRACE, trace._asdict())

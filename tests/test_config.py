@@ -155,8 +155,8 @@ def test_a_mistake_is_answered_with_its_cure(file, tmp_path, place, key, value, 
 
 @pytest.mark.parametrize("attention", ["softmax", "none"])
 def test_only_linear_attention_has_a_memory_that_fades(attention):
-    with pytest.raises(UserError, match=f"^model.attention {attention} has no memory that fades; leave model.half_liv"
-                                        "es out, or use linear attention$"):
+    message = "has no memory that fades; leave model.half_lives out, or use linear attention"
+    with pytest.raises(UserError, match=f"^model.attention {attention} {message}$"):
         ModelConfig(attention=attention, half_lives=[1.0] * 4)
 
 

@@ -3,6 +3,7 @@
 The oracle is the policy in float64 on torch. What both must do alike at the doors stands in test_policy.py.
 """
 
+import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -24,6 +25,7 @@ from drl import exported
 from drl.engine import ENGINES, ActionError, Engine
 from drl.errors import UserError
 from drl.kernels import cpu, instruction_sets
+from drl.model import make
 from drl.policy import RecurrentPolicy
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"the compiled step {cpu.unavailable()}")
@@ -32,6 +34,12 @@ ROOT = Path(__file__).parents[1]
 SETS = [] if cpu.unavailable() else instruction_sets()
 FORMS = list(itertools.product(ENGINES, SETS))
 STEPS, ROWS = 3000, 2
+LONG = 10_000
+MEMORIES = [  # of two heads
+    {}, {"half_lives": [0.25, 16.0]}, {"action_tokens": False}, {"half_lives": [1.0, 64.0], "action_tokens": False},
+    {"half_lives": [0.01, 1e9]},
+]
+MEMORY = pytest.mark.parametrize("memory", MEMORIES, ids=str)
 
 # On |difference| of actions, of the box's half width, over 3000 steps. Worst over 8 seeds: 2.6e-6 and 2.6e-2; asked
 # of float32: 1e-4.
@@ -107,6 +115,49 @@ def test_sizes_that_fill_no_vector_are_padded(kind, instruction_set, sizes):
     actions = play(engine(checkpoint, kind, instruction_set), recorded)
 
     assert off(actions, expected, checkpoint.spaces) < BOUND[kind]
+
+
+@pytest.mark.parametrize("kind, instruction_set", FORMS)
+@MEMORY
+def test_memory_fades_and_actions_are_left_out_as_in_float64(kind, instruction_set, memory):
+    checkpoint = make_checkpoint(width=74, **memory)
+    recorded = recording(checkpoint, 40, 5)
+    recorded[2][17, 2] = True
+    expected = play(RecurrentPolicy(checkpoint, engine="torch").double(), recorded)
+
+    actions = play(engine(checkpoint, kind, instruction_set), recorded)
+
+    assert off(actions, expected, checkpoint.spaces) < BOUND[kind]
+
+
+@MEMORY
+def test_after_10000_steps_it_still_is_the_episode_read_at_once(memory):
+    checkpoint = make_checkpoint(**memory)
+    spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
+    observations, rewards, _ = recording(checkpoint, LONG, 1)
+    rewards = np.round(64 * rewards) / 64  # their sums are exact in float32
+    actions = play(engine(checkpoint), (observations, rewards, np.zeros((LONG, 1), bool)))[:, 0]
+
+    model = make(checkpoint.config.model, spaces.observation_dim, len(spaces.action_low)).double()
+    model.load_state_dict(checkpoint.weights)
+    low, high = spaces.action_low.astype(float), spaces.action_high.astype(float)
+    steps = (30.0 - np.cumsum(np.r_[0, rewards[1:, 0]]), (observations[:, 0] - normaliser.mean) / normaliser.std,
+             (2 * actions - high - low) / (high - low), np.arange(LONG))
+    with torch.no_grad():
+        read = model(*(torch.as_tensor(part)[None] for part in steps))[0][0].numpy()
+    assert off(actions, read * (high - low) / 2 + (high + low) / 2, spaces) < BOUND["cpu"]
+
+
+@pytest.mark.parametrize("memory", MEMORIES[1:3], ids=str)
+def test_what_an_engine_must_not_overlook_changes_what_it_does(memory):
+    """The same weights without it act otherwise."""
+    checkpoint = make_checkpoint(**memory)
+    weights = {name: value for name, value in checkpoint.weights.items() if not name.endswith("decay")}
+    if not checkpoint.config.model.action_tokens:
+        weights |= {name: value for name, value in make_checkpoint().weights.items() if "embed_action" in name}
+    recorded = recording(checkpoint, 12, 1)
+    actions = play(engine(dataclasses.replace(checkpoint, weights=weights)), recorded)
+    assert off(actions, play(engine(checkpoint), recorded), checkpoint.spaces) > 0.01
 
 
 @pytest.mark.parametrize("kind, instruction_set", FORMS)
@@ -436,7 +487,13 @@ def test_weights_that_are_missing_of_another_size_or_not_finite_are_named():
                             (lambda weights: weights.update({"head.bias": torch.zeros(8)}),
                              "model.head.bias has 8 numbers, expected 7"),
                             (lambda weights: weights["blocks.0.mlp.0.bias"].fill_(torch.inf),
-                             "model.blocks.0.mlp.0.bias is not finite")):
+                             "model.blocks.0.mlp.0.bias is not finite"),
+                            (lambda weights: weights.pop("embed_action.bias"), "lack model.embed_action.bias"),
+                            (lambda weights: weights.update({"blocks.0.attention.gate": torch.zeros(2)}),
+                             "this library does not know model.blocks.0.attention.gate; install drl again"),
+                            *((lambda weights, g=g: weights.update({"blocks.1.attention.decay": torch.tensor([1, g])}),
+                               r"model.blocks.1.attention.decay is not in \(0, 1\], or too small")
+                              for g in (0.0, -0.5, 1.001, 1e-11))):
         checkpoint = make_checkpoint()
         change(checkpoint.weights)
         with pytest.raises(UserError, match=message):
@@ -474,15 +531,20 @@ def program(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def weights(tmp_path) -> Path:
+    return exported_weights(tmp_path)
+
+
+def exported_weights(tmp_path, **memory) -> Path:
     """The model.safetensors of an exported policy."""
-    checkpoint = make_checkpoint()
+    checkpoint = make_checkpoint(**memory)
     trace = exported.Trace.record(RecurrentPolicy(checkpoint, engine="torch"), checkpoint)
     exported.write(tmp_path, checkpoint, trace, [])
     return tmp_path / "model.safetensors"
 
 
-def test_the_program_in_c_acts_as_the_policy_in_python(program, weights):
-    policy = RecurrentPolicy(make_checkpoint(), engine="cpu")
+@MEMORY
+def test_the_program_in_c_acts_as_the_policy_in_python(program, tmp_path, memory):
+    policy, weights = RecurrentPolicy(make_checkpoint(**memory), engine="cpu"), exported_weights(tmp_path, **memory)
     observations, rewards, _ = recording(make_checkpoint(), 30, 1)
     policy.reset(1)
     expected = [policy.act(observation.astype(np.float32), float(reward))[0]
@@ -519,7 +581,8 @@ def damaged(weights: Path):
     yield content.replace(b'"width":"22"', b'"width":"24"'), "expected"
     yield content.replace(b'"width":"22"', b'"width":"-2"'), "width is no whole number: -2"
     yield content.replace(b'"heads":"2"', b'"heads":"0"'), "a size is not between"
-    yield content.replace(b'"format":"1"', b'"format":"2"'), "has format 2, this library reads 1"
+    yield content.replace(b'"format":"1"', b'"format":"3"'), "has format 3, this library reads 1 and 2"
+    yield content.replace(b"embed_action", b"embed_angles"), "this library does not know model.embed_angles"
     yield content.replace(b'"feature_map":"elu1"', b'"feature_map":"gelu"'), "unknown feature map"
     yield content.replace(b'"F32"', b'"I32"', 1), "expected F32"
     yield content.replace(b"head.bias", b"head.bios"), "the weights lack model.head.bias"

@@ -92,6 +92,17 @@ def test_the_weights_alone_tell_all_that_a_step_needs(made):
         }
 
 
+@pytest.mark.parametrize(("memory", "format"), [
+    ({}, "1"), ({"half_lives": [1.0, 4.0]}, "2"), ({"action_tokens": False}, "2"),
+], ids=str)
+def test_a_compiled_step_from_before_is_told_what_it_would_overlook(tmp_path, memory, format):
+    checkpoint = make_checkpoint(**memory)
+    policy = RecurrentPolicy(checkpoint, engine="torch").double()
+    exported.write(tmp_path, checkpoint, exported.Trace.record(policy, checkpoint), [])
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == format
+
+
 def test_the_config_tells_where_the_policy_comes_from(made):
     card = json.loads((made / "policy" / "config.json").read_text())
     checkpoint = checkpoints.load(made / "run")

@@ -55,6 +55,9 @@ def assert_same(actual, expected) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+MEMORIES = [{"half_lives": [0.25, 16.0]}, {"action_tokens": False}, {"half_lives": [1.0, 64.0], "action_tokens": False}]
+MEMORY = pytest.mark.parametrize("memory", MEMORIES, ids=str)
+
 # Order
 
 ATTENTIONS = ["linear", "softmax"]
@@ -90,6 +93,20 @@ def test_everything_up_to_an_observation_changes_its_action(attention, name):
         heard_from = t + 1 if name == "actions" else t
         differs_BL = (after != before).any(-1)
         assert differs_BL[:, heard_from:].all() and not differs_BL[:, :heard_from].any()
+
+
+@pytest.mark.parametrize("memory", [*MEMORIES[1:], {"action_tokens": False, "attention": "softmax"}], ids=str)
+def test_without_action_tokens_an_action_hears_all_but_the_earlier_actions(memory):
+    model, steps = lively_model(torch.float64, **memory), random_steps(13, torch.float64)
+    before, _ = model(**steps)
+
+    assert_same(model(**steps | {"actions": torch.full_like(steps["actions"], 1e6)})[0], before)
+    for name in ("returns_to_go", "observations", "timesteps"):
+        changed = {key: x.clone() for key, x in steps.items()}
+        changed[name][:, 5] += 1
+        differs_BL = (model(**changed)[0] != before).any(-1)
+        assert differs_BL[:, 5:].all() and not differs_BL[:, :5].any()
+    assert not any("embed_action" in key for key in model.state_dict())
 
 
 @pytest.mark.parametrize("L", [13, 61])
@@ -154,10 +171,15 @@ def gradients(loss: torch.Tensor, model: DecisionTransformer) -> tuple[torch.Ten
     return torch.autograd.grad(loss, list(model.parameters()))
 
 
+@MEMORY
+def test_what_fades_is_passed_on_too(memory):
+    test_passing_the_state_gives_the_loss_and_the_gradients_of_one_long_forward(101, 20, **memory)
+
+
 @pytest.mark.parametrize("size", [1, 7, 20, 50, 100])  # chunks of 3 to 300 tokens; most leave a shorter last one
 @pytest.mark.parametrize("L", [23, 101])
-def test_passing_the_state_gives_the_loss_and_the_gradients_of_one_long_forward(L, size):
-    model, steps = lively_model(torch.float64), random_steps(L, torch.float64)
+def test_passing_the_state_gives_the_loss_and_the_gradients_of_one_long_forward(L, size, **memory):
+    model, steps = lively_model(torch.float64, **memory), random_steps(L, torch.float64)
     expected, expected_state = loss_in_chunks(model, steps, L, cut=False)
 
     actual, state = loss_in_chunks(model, steps, size, cut=False)
@@ -207,9 +229,14 @@ def test_every_backend_is_the_same_model(backend):
 # Stepping
 
 
+@MEMORY
+def test_stepping_is_the_forward_where_memory_fades(memory):
+    test_stepping_is_the_forward("elu1", **memory)
+
+
 @pytest.mark.parametrize("feature_map", ["elu1", "relu"])
-def test_stepping_is_the_forward(feature_map):
-    model, steps = lively_model(torch.float64, feature_map=feature_map), random_steps(61, torch.float64)
+def test_stepping_is_the_forward(feature_map, **memory):
+    model, steps = lively_model(torch.float64, feature_map=feature_map, **memory), random_steps(61, torch.float64)
     expected, _ = model(**steps)
 
     state, previous, actions = model.initial_state(B), torch.full((B, A), 9.0, dtype=torch.float64), []
@@ -231,6 +258,42 @@ def test_softmax_attention_cannot_step():
     with pytest.raises(ValueError, match="softmax attention has no recurrent step; act by window"):
         model.step(steps["actions"], steps["returns_to_go"], steps["observations"], steps["timesteps"],
                    model.initial_state(B), torch.ones(B, dtype=torch.bool))
+
+
+# Memory
+
+
+@pytest.mark.parametrize("tokens", [3, 2])
+def test_a_half_life_is_counted_in_environment_steps(tokens):
+    model = DecisionTransformer(config(half_lives=[0.25, 16.0], action_tokens=tokens == 3), O, A)
+    attention = model.blocks[1].attention
+    torch.testing.assert_close(attention.decay ** (tokens * torch.tensor([0.25, 16.0])), torch.tensor([0.5, 0.5]))
+    assert attention.fades == tuple(attention.decay.tolist()), "every engine has the same numbers, those of float32"
+
+
+def test_the_decay_is_in_the_state_dict_only_where_memory_fades_and_no_optimizer_sees_it():
+    fading, plain = (DecisionTransformer(config(half_lives=lives), O, A) for lives in ([1.0, 4.0], []))
+    assert fading.state_dict().keys() - plain.state_dict().keys() == {
+        f"blocks.{i}.attention.decay" for i in range(LAYERS)}
+    assert len(list(fading.parameters())) == len(list(plain.parameters()))
+
+
+def test_a_half_life_beyond_all_measure_is_the_papers_attention_bit_for_bit():
+    plain, steps = lively_model(), random_steps(61)
+    other = DecisionTransformer(config(half_lives=[1e9, 1e9]), O, A).eval()
+    other.load_state_dict(plain.state_dict(), strict=False)
+    assert_same(other(**steps), plain(**steps))
+
+
+def test_an_early_step_is_forgotten_by_half_lives_and_remembered_without():
+    steps = random_steps(41, torch.float64)
+    changed = {key: x.clone() for key, x in steps.items()}
+    changed["observations"][:, 0] += 1
+    moved = []
+    for lives in ([0.25, 0.25], [4.0, 4.0], []):
+        model = lively_model(torch.float64, half_lives=lives)
+        moved.append((model(**changed)[0] - model(**steps)[0])[:, -1].abs().max())
+    assert moved[0] < 1e-12 < moved[1] < moved[2]
 
 
 # Embeddings, heads, dropout, dtypes

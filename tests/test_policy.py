@@ -67,14 +67,14 @@ def make_checkpoint(attention="linear", seed=0, **changes) -> Checkpoint:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        weights = make(config.model, O, A).state_dict()
-        for weight in weights.values():
-            weight.add_(0.1 * torch.randn(weight.shape))
+        model = make(config.model, O, A)
+        for weight in model.parameters():
+            weight.data.add_(0.1 * torch.randn(weight.shape))
     low = rng.uniform(-3, -1, A).astype(np.float32)
     return Checkpoint(
         config=config,
         step=0,
-        weights=weights,
+        weights=model.state_dict(),
         normaliser=Normaliser(rng.normal(size=O).astype(np.float32), rng.uniform(0.3, 3, O).astype(np.float32)),
         spaces=Spaces("-", O, low, low + rng.uniform(1, 5, A).astype(np.float32)),
         dataset_fingerprint="-",

@@ -31,8 +31,8 @@ from drl.train import train
 CONFIGS = Path(__file__).parents[1] / "configs"
 TASK = "hopper/medium-replay"
 SETTINGS = {"model.width": 16, "model.layers": 1, "model.heads": 2, "model.half_lives": [0.5, 4.0],
-            "train.batch_size": 4, "train.updates": 60, "train.checkpoint_every": 20, "train.log_every": 10, "train.warmup_updates": 5,
-            "train.precision": "float32", "evaluate.episodes": 3}
+            "train.batch_size": 4, "train.updates": 60, "train.checkpoint_every": 20, "train.log_every": 10,
+            "train.warmup_updates": 5, "train.precision": "float32", "evaluate.episodes": 3}
 TINY = {
     "tasks": ["hopper.yaml"],
     "seeds": [0, 1],

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-ABI = 2
+ABI = 3
 PRECISIONS = {"float32": 0, "bfloat16": 1}
 FEATURE_MAPS = {"elu1": 0, "relu": 1, "identity": 2}
 ERROR = 500  # bytes of a message
@@ -98,8 +98,8 @@ class CompiledPolicy:
 
         Raises:
             OSError: there is no library.
-            ValueError: a tensor is missing, does not fit the sizes or is not finite; the machine lacks the instruction
-                set.
+            ValueError: a tensor is missing, unknown, does not fit the sizes or is not finite; the machine lacks the
+                instruction set.
         """
         self._functions = functions = _library()
         named = (_Tensor * len(tensors))(*(

@@ -26,7 +26,7 @@ extern "C" {
 #define DRL_API __attribute__((visibility("default")))
 #endif
 
-#define DRL_ABI 2
+#define DRL_ABI 3
 
 typedef struct drl_policy drl_policy;
 
@@ -42,7 +42,9 @@ typedef struct {
     float return_scale; /* returns-to-go are divided by it */
 } drl_sizes;
 
-/* A named array of float32 numbers, as in the exported model.safetensors. */
+/* A named array of float32 numbers, as in the exported model.safetensors. Two may be absent: without
+ * model.blocks.<i>.attention.decay, (heads,), a layer's memory does not fade; without model.embed_action earlier actions
+ * are not read, and the previous action in a state is only kept. */
 typedef struct {
     const char *name;
     const float *data;

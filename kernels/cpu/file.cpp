@@ -156,7 +156,9 @@ File::File(const char *name) : name_(name) {
     } catch (const std::runtime_error &problem) {
         refuse(problem.what());
     }
-    if (said("format") != "1") refuse("has format " + said("format") + ", this library reads 1");
+    /* 2: a memory that fades, or steps of two tokens, of which earlier libraries do not know */
+    if (said("format") != "1" && said("format") != "2")
+        refuse("has format " + said("format") + ", this library reads 1 and 2");
 }
 
 const std::string &File::said(const char *key) const {

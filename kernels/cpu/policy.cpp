@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -70,13 +71,15 @@ bool finite(const float *values, int64_t count) {
     return all;
 }
 
-/* The arrays that the weights come in, by name and checked. */
+/* The arrays that the weights come in, by name and checked; each must be asked for, or it is not understood. */
 class Tensors {
 public:
     Tensors(const drl_tensor *tensors, int64_t count) {
         for (int64_t i = 0; i < count; ++i) named_[tensors[i].name] = &tensors[i];
     }
+    bool has(const std::string &name) const { return named_.count(name); }
     const float *get(const std::string &name, int64_t count) const {
+        asked_.insert(name);
         const auto found = named_.find(name);
         if (found == named_.end()) throw std::invalid_argument("the weights lack " + name);
         if (found->second->count != count)
@@ -85,9 +88,15 @@ public:
         if (!finite(found->second->data, count)) throw std::invalid_argument(name + " is not finite");
         return found->second->data;
     }
+    void require_all_known() const {
+        for (const auto &entry : named_)
+            if (!asked_.count(entry.first))
+                throw std::invalid_argument("this library does not know " + entry.first + "; install drl again");
+    }
 
 private:
     std::map<std::string, const drl_tensor *> named_;
+    mutable std::set<std::string> asked_;
 };
 
 uint16_t half(float value) {
@@ -113,9 +122,13 @@ struct drl_policy {
         step = half_ ? set->bfloat16 : set->float32;
         check(sizes);
         packed.sizes = sizes;
+        /* without these earlier actions are not read */
+        const bool actions = tensors.has("model.embed_action.weight") || tensors.has("model.embed_action.bias");
+        packed.tokens = actions ? drl::TOKENS : drl::TOKENS - 1;
         lay_out();
         embeddings(tensors);
         pack_layers(tensors);
+        tensors.require_all_known();
     }
 
 private:
@@ -144,7 +157,7 @@ private:
         packed.state_head = padded(3 + s.action_dim, 16);
         packed.layer_state = s.heads * (features + 1) * packed.head;
         packed.state_size = packed.state_head + int64_t(s.layers) * packed.layer_state;
-        const int64_t rows = drl::TOKENS * drl::CHUNK;
+        const int64_t rows = packed.tokens * drl::CHUNK;
         packed.workspace = 4 * (rows * (2 * int64_t(packed.width) + 4 * int64_t(packed.heads_width) + packed.hidden) +
                                 int64_t(drl::CHUNK) * packed.actions);
     }
@@ -182,7 +195,7 @@ private:
                             {"return", 1, &packed.embed_return},
                             {"observation", s.observation_dim, &packed.embed_observation}};
         const float *times = t.get("model.embed_timestep.weight", int64_t(s.max_timesteps) * D);
-        for (int i = 0; i < drl::TOKENS; ++i) {
+        for (int i = drl::TOKENS - packed.tokens; i < drl::TOKENS; ++i) {
             const std::string name = std::string("model.embed_") + tokens[i].name;
             *tokens[i].to = columns(t.get(name + ".weight", int64_t(D) * tokens[i].features), tokens[i].features);
             const float *bias = t.get(name + ".bias", D);
@@ -236,6 +249,21 @@ private:
         return {weights, bias, in.total, out.total / panel};
     }
 
+    /* As Layer says. Rounded once, and bounded: what a step's first key weighs must leave float32 room. */
+    const float *fading(const Tensors &t, const std::string &name) {
+        const int heads = packed.sizes.heads, tokens = packed.tokens;
+        const float *decay = t.has(name) ? t.get(name, heads) : nullptr;
+        float *to = floats(int64_t(heads) * (tokens + 1));
+        for (int h = 0; h < heads; ++h) {
+            const double g = decay ? decay[h] : 1;
+            if (!(g > 0 && g <= 1 && std::pow(g, -tokens) < 0x1p101))
+                throw std::invalid_argument(name + " is not in (0, 1], or too small");
+            for (int s = 1; s <= tokens; ++s) *to++ = float(std::pow(g, -s));
+            *to++ = float(std::pow(g, tokens));
+        }
+        return to - int64_t(heads) * (tokens + 1);
+    }
+
     void pack_layers(const Tensors &t) {
         const drl_sizes &s = packed.sizes;
         const int D = s.width, H = 4 * D, A = s.action_dim;
@@ -258,6 +286,7 @@ private:
             layer.expand = pack(t.get(name + "mlp.0.weight", 4 * part), t.get(name + "mlp.0.bias", H), hidden, stream,
                                 t.get(name + "norm_mlp.weight", D), t.get(name + "norm_mlp.bias", D));
             layer.contract = pack(t.get(name + "mlp.2.weight", 4 * part), t.get(name + "mlp.2.bias", D), stream, hidden);
+            layer.fading = fading(t, name + "attention.decay");
             layers.push_back(layer);
         }
         packed.layers = layers.data();

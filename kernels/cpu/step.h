@@ -8,9 +8,10 @@
  * Every row goes through the same operations in the same order whatever stands beside it, so its numbers do not depend
  * on how many there are.
  *
- * Dimension key: n environments of the chunk, D width, F features. Rows of activations stand token by token: all
- * previous actions, all returns-to-go, all observations. In the last layer only the observations' rows go on beyond
- * keys and values: the action is read out there and nobody sees the others again. */
+ * Dimension key: n environments of the chunk, D width, F features, N tokens of a step: 3, or 2 without the previous
+ * action. Rows of activations stand token by token: all previous actions, all returns-to-go, all observations. In the
+ * last layer only the observations' rows go on beyond keys and values: the action is read out there and nobody sees the
+ * others again. */
 #include <math.h>
 #include <string.h>
 #if PAIRS
@@ -227,24 +228,25 @@ inline float dot(const float *x, const float *y, int count) {
     return sum(total);
 }
 
-/* One head, `V` vectors of its values: outputs of the last QUERIES tokens, and S += k v^T. What a token sees of the
- * tokens of this step comes by `scores`, (QUERIES, TOKENS), zero for later ones; `scale` divides by the denominator. */
-template <int QUERIES, int V, class Y>
+/* One head, `V` vectors of its values: outputs of the last QUERIES tokens, and S = g^N (S + sum g^-s k_s v_s^T). What a
+ * token sees of the tokens of this step comes by `scores`, (QUERIES, N), zero for later ones; `scale` divides by the
+ * denominator; `fading` as in Layer, of this head. */
+template <int N, int QUERIES, int V, class Y>
 inline void read_and_write(int features, int padded, const float *const *q, const float *const *k,
-                           const float *const *v, const float (*scores)[TOKENS], const float *scale, const float *before,
-                           float *after, Y *const *out) {
-    vec value[TOKENS][V], result[QUERIES][V];
+                           const float *const *v, const float (*scores)[N], const float *scale, const float *fading,
+                           const float *before, float *after, Y *const *out) {
+    vec value[N][V], result[QUERIES][V];
 #pragma GCC unroll 3
-    for (int t = 0; t < TOKENS; ++t)
+    for (int t = 0; t < N; ++t)
 #pragma GCC unroll 2
-        for (int c = 0; c < V; ++c) value[t][c] = load(v[t] + c * LANES);
+        for (int c = 0; c < V; ++c) value[t][c] = load(v[t] + c * LANES) * fading[t];
 #pragma GCC unroll 3
     for (int t = 0; t < QUERIES; ++t)
 #pragma GCC unroll 2
         for (int c = 0; c < V; ++c) {
             result[t][c] = vec{};
 #pragma GCC unroll 3
-            for (int s = 0; s < TOKENS; ++s) result[t][c] += scores[t][s] * value[s][c];
+            for (int s = 0; s < N; ++s) result[t][c] += scores[t][s] * value[s][c];
         }
     for (int i = 0; i < features; ++i)
 #pragma GCC unroll 2
@@ -253,8 +255,8 @@ inline void read_and_write(int features, int padded, const float *const *q, cons
 #pragma GCC unroll 3
             for (int t = 0; t < QUERIES; ++t) result[t][c] += q[t][i] * row;
 #pragma GCC unroll 3
-            for (int t = 0; t < TOKENS; ++t) row += k[t][i] * value[t][c];
-            save(after + i * padded + c * LANES, row);
+            for (int t = 0; t < N; ++t) row += k[t][i] * value[t][c];
+            save(after + i * padded + c * LANES, row * fading[N]);
         }
 #pragma GCC unroll 3
     for (int t = 0; t < QUERIES; ++t)
@@ -264,48 +266,51 @@ inline void read_and_write(int features, int padded, const float *const *q, cons
 
 /* Attention of one environment and layer: q, k, v at its first token's row, rows of a token `stride` apart. before is
  * NULL where an episode begins; the previous action then leaves no trace. */
-template <int QUERIES, class Y>
-void attend(const Packed &p, const float *q, float *k, const float *v, int64_t stride, const float *before,
-            float *after, Y *out, int64_t out_stride) {
+template <int N, int QUERIES, class Y>
+void attend(const Packed &p, const Layer &layer, const float *q, float *k, const float *v, int64_t stride,
+            const float *before, float *after, Y *out, int64_t out_stride) {
     const int head = p.head, features = p.sizes.width / p.sizes.heads, block = features * head;
-    const int first = TOKENS - QUERIES; /* the token of the first query */
-    if (!before) memset(k, 0, sizeof(float) * p.heads_width);
+    const int first = N - QUERIES; /* the token of the first query */
+    if (N == TOKENS && !before) memset(k, 0, sizeof(float) * p.heads_width);
     for (int t = 0; t < QUERIES; ++t) /* no head writes there, and 0 times what others left may be NaN */
         memset(out + t * out_stride + p.sizes.heads * head, 0, sizeof(Y) * (p.heads_width - p.sizes.heads * head));
     for (int h = 0; h < p.sizes.heads; ++h) {
         const float *z_before = before ? before + (int64_t)p.sizes.heads * block + h * head : nullptr;
         float *z_after = after + (int64_t)p.sizes.heads * block + h * head;
-        const float *queries[QUERIES], *keys[TOKENS], *values[TOKENS];
-        float scores[QUERIES][TOKENS], scale[QUERIES];
+        const float *fading = layer.fading + h * (N + 1);
+        const float *queries[QUERIES], *keys[N], *values[N];
+        float scores[QUERIES][N], scale[QUERIES];
         Y *outs[QUERIES];
-        for (int t = 0; t < TOKENS; ++t) keys[t] = k + t * stride + h * head, values[t] = v + t * stride + h * head;
+        for (int t = 0; t < N; ++t) keys[t] = k + t * stride + h * head, values[t] = v + t * stride + h * head;
         for (int t = 0; t < QUERIES; ++t) {
             queries[t] = q + t * stride + h * head;
             outs[t] = out + t * out_stride + h * head;
             float seen = z_before ? dot(queries[t], z_before, head) : 0.0f;
-            for (int s = 0; s < TOKENS; ++s) {
+            for (int s = 0; s < N; ++s) {
                 scores[t][s] = s <= first + t ? dot(queries[t], keys[s], head) : 0.0f;
-                seen += scores[t][s];
+                seen += fading[s] * scores[t][s];
             }
-            scale[t] = 1.0f / (seen + 1e-6f);
+            scale[t] = 1.0f / (seen + 1e-6f * fading[first + t]); /* `seen` is as much too large */
         }
         for (int i = 0; i < head; i += LANES) {
             vec total = z_before ? load(z_before + i) : vec{};
-            for (int t = 0; t < TOKENS; ++t) total += load(keys[t] + i);
-            save(z_after + i, total);
+            for (int t = 0; t < N; ++t) total += fading[t] * load(keys[t] + i);
+            save(z_after + i, total * fading[N]);
         }
         const float *kv_before = before ? before + h * block : nullptr;
         float *kv_after = after + h * block;
         int column = 0;
         for (; column + 2 * LANES <= head; column += 2 * LANES) {
-            read_and_write<QUERIES, 2>(features, head, queries, keys, values, scores, scale, kv_before, kv_after, outs);
+            read_and_write<N, QUERIES, 2>(features, head, queries, keys, values, scores, scale, fading, kv_before,
+                                          kv_after, outs);
             kv_after += 2 * LANES;
             if (kv_before) kv_before += 2 * LANES;
             for (auto &part : values) part += 2 * LANES;
             for (auto &part : outs) part += 2 * LANES;
         }
         if (column < head)
-            read_and_write<QUERIES, 1>(features, head, queries, keys, values, scores, scale, kv_before, kv_after, outs);
+            read_and_write<N, QUERIES, 1>(features, head, queries, keys, values, scores, scale, fading, kv_before,
+                                          kv_after, outs);
     }
 }
 
@@ -316,6 +321,7 @@ inline int32_t whole(float bits) {
 }
 
 /* Tokens of one environment, into rows n apart; the head of its new state. Returns whether an episode begins. */
+template <int N>
 bool embed(const Packed &p, const Task &task, int e, const float *before, float *after, float *x, int n) {
     const drl_sizes &sizes = p.sizes;
     const int width = p.width;
@@ -325,12 +331,13 @@ bool embed(const Packed &p, const Task &task, int e, const float *before, float 
     const float target = before[0], to_go = begins ? target : before[1] - task.reward[e];
     const int64_t last = sizes.max_timesteps - 1, now = timestep < last ? timestep : last;
     const int64_t then = timestep > last ? last : timestep ? timestep - 1 : 0;
+    constexpr int absent = TOKENS - N;
     float *token[TOKENS];
-    for (int t = 0; t < TOKENS; ++t) {
-        token[t] = x + (int64_t)(t * n + e) * width;
+    for (int t = absent; t < TOKENS; ++t) {
+        token[t] = x + (int64_t)((t - absent) * n + e) * width;
         memcpy(token[t], p.times[t] + (t ? now : then) * width, sizeof(float) * width);
     }
-    if (!begins)
+    if (!absent && !begins)
         for (int i = 0; i < sizes.action_dim; ++i)
             add_scaled(token[0], p.embed_action + (int64_t)i * width, before[3 + i], width);
     add_scaled(token[1], p.embed_return, to_go / sizes.return_scale, width);
@@ -344,9 +351,9 @@ bool embed(const Packed &p, const Task &task, int e, const float *before, float 
 }
 
 /* A: what rows of activations are, W: what weights are. */
-template <class A, class W>
-void step(const Packed &p, const Task &task) {
-    const int n = task.n, all = TOKENS * n, width = p.width, wide = p.heads_width;
+template <int N, class A, class W>
+void step_of(const Packed &p, const Task &task) {
+    const int n = task.n, all = N * n, width = p.width, wide = p.heads_width;
     const int map = p.sizes.feature_map;
     float *x = (float *)task.workspace;
     float *q = x + (int64_t)all * width, *k = q + (int64_t)all * wide, *v = k + (int64_t)all * wide;
@@ -359,13 +366,13 @@ void step(const Packed &p, const Task &task) {
     for (int e = 0; e < n; ++e) {
         const int64_t row = task.rows ? task.rows[e] : task.first + e;
         before[e] = task.before + row * p.state_size, after[e] = task.after + row * p.state_size;
-        begins[e] = embed(p, task, e, before[e], after[e], x, n);
+        begins[e] = embed<N>(p, task, e, before[e], after[e], x, n);
     }
     normalise(all, p.sizes.width, width, x, x, p.norm_weight, p.norm_bias);
     for (int l = 0; l < p.sizes.layers; ++l) {
         const Layer &layer = p.layers[l];
         const bool last = l == p.sizes.layers - 1;
-        const int first = last ? TOKENS - 1 : 0, rows = all - first * n; /* the tokens that go on */
+        const int first = last ? N - 1 : 0, rows = all - first * n; /* the tokens that go on */
         normalise(all, p.sizes.width, width, x, normal);
         apply<FEATURE, A, W>(layer.query, rows, normal + (int64_t)first * n * width, width,
                              q + (int64_t)first * n * wide, wide, map);
@@ -375,8 +382,9 @@ void step(const Packed &p, const Task &task) {
             const int64_t place = p.state_head + (int64_t)l * p.layer_state, stride = (int64_t)n * wide;
             const float *past = begins[e] ? nullptr : before[e] + place;
             const int64_t at = (int64_t)e * wide, query = at + first * stride;
-            if (last) attend<1>(p, q + query, k + at, v + at, stride, past, after[e] + place, mixed + query, stride);
-            else attend<TOKENS>(p, q + query, k + at, v + at, stride, past, after[e] + place, mixed + query, stride);
+            float *memory = after[e] + place;
+            if (last) attend<N, 1>(p, layer, q + query, k + at, v + at, stride, past, memory, mixed + query, stride);
+            else attend<N, N>(p, layer, q + query, k + at, v + at, stride, past, memory, mixed + query, stride);
         }
         float *stream = x + (int64_t)first * n * width;
         apply<ADD, A, W>(layer.out, rows, mixed + (int64_t)first * n * wide, wide, stream, width);
@@ -384,7 +392,7 @@ void step(const Packed &p, const Task &task) {
         apply<GELU, A, W>(layer.expand, rows, normal, width, hidden, p.hidden);
         apply<ADD, A, W>(layer.contract, rows, hidden, p.hidden, stream, width);
     }
-    normalise(n, p.sizes.width, width, x + (int64_t)(TOKENS - 1) * n * width, normal);
+    normalise(n, p.sizes.width, width, x + (int64_t)(N - 1) * n * width, normal);
     apply<STORE, A, W>(p.action, n, normal, width, read, p.actions);
     const int actions = p.sizes.action_dim;
     for (int e = 0; e < n; ++e) {
@@ -395,6 +403,11 @@ void step(const Packed &p, const Task &task) {
             task.action[(int64_t)e * actions + i] = action * ((high - low) / 2) + (high + low) / 2;
         }
     }
+}
+
+template <class A, class W>
+void step(const Packed &p, const Task &task) {
+    p.tokens == TOKENS ? step_of<TOKENS, A, W>(p, task) : step_of<TOKENS - 1, A, W>(p, task);
 }
 
 } // namespace
