@@ -1,0 +1,157 @@
+"""A memory that fades and steps of two tokens, all the way: trained, stopped, saved, exported, acted from."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from test_policy import BY_TORCH, COMPILED, REPLAY, K, make_checkpoint, make_policy, record
+from test_policy import assert_near, assert_same, observe, parallel_episodes, replay
+from test_portable import ONNX, run, session, step, through
+from test_train import assert_same_run, killed_at, make_config, make_store
+
+from drl import checkpoint as checkpoints
+from drl import exported
+from drl.errors import UserError
+from drl.export import export
+from drl.policy import RecurrentPolicy, WindowPolicy
+from drl.portable import StepModule
+from drl.train import train
+from drl.trainer import Trainer
+
+FADING = {"half_lives": [0.25, 16.0]}
+LENGTHS = (211,), (31, 1, 2, 43, 134), (100, 111)
+TWO = {"action_tokens": False}
+BOTH = {"half_lives": [1.0, 64.0], "action_tokens": False}
+MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH], ids=["fading", "two tokens", "both"])
+
+
+def config(memory, **settings):
+    tiny = make_config(**settings)
+    return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **memory))
+
+
+# Acting
+
+
+@MEMORY
+@pytest.mark.parametrize("kind, dtype", [(BY_TORCH, torch.float64), *((kind, torch.float32) for kind in COMPILED)])
+def test_stepping_through_episodes_is_reading_each_at_once(kind, dtype, memory):
+    policy, recording = make_policy(kind, dtype, **memory), record(LENGTHS)
+    expected = parallel_episodes(policy, recording)
+
+    actual = replay(policy, recording)
+
+    assert expected.std(axis=0).min() > 0.05, "actions that hardly differ would prove nothing"
+    assert_near(actual, expected, REPLAY[dtype])
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+def test_a_window_of_two_tokens_a_step_is_the_model_over_its_steps(attention):
+    policy, recording = make_policy(WindowPolicy, torch.float64, attention=attention, **TWO), record(((K,),))
+    assert_near(replay(policy, recording), parallel_episodes(policy, recording), REPLAY[torch.float64])
+
+
+@pytest.mark.parametrize("memory", [FADING, BOTH], ids=["fading", "both"])
+def test_programs_of_the_step_do_what_the_policy_does(tmp_path, memory):
+    formats = ["pt2", *["onnx"] * all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))]
+    checkpoints.save(make_checkpoint(**memory), tmp_path / "run", keep=1)
+    export(tmp_path / "run", tmp_path / "policy", formats=formats)
+    loaded = RecurrentPolicy.load(tmp_path / "policy")  # held to its golden trace, by the compiled step where it is
+    policy, inputs = make_policy(BY_TORCH, backend="chunked", **memory), through(3)
+    expected = step(policy, *inputs)
+
+    assert loaded.config.model == make_checkpoint(**memory).config.model
+    assert_same(run(StepModule(policy), policy, *inputs), expected)
+    assert_same(run(torch.export.load(tmp_path / "policy" / "step.pt2").module(), policy, *inputs), expected)
+    if "onnx" in formats:
+        made = run(session(tmp_path / "policy" / "step.onnx"), policy, *inputs)
+        torch.testing.assert_close(made, expected, rtol=ONNX, atol=ONNX)
+
+
+# Files
+
+
+@MEMORY
+def test_a_policy_loaded_from_a_run_acts_as_the_one_that_was_saved(tmp_path, memory):
+    checkpoint = make_checkpoint(**memory)
+    checkpoints.save(checkpoint, tmp_path, keep=1)
+    expected, loaded = RecurrentPolicy(checkpoint), RecurrentPolicy.load(tmp_path)
+    for observation in observe(count=3):
+        np.testing.assert_array_equal(loaded.act(observation, 0.5), expected.act(observation, 0.5))
+
+
+@pytest.mark.parametrize("kind", [BY_TORCH, *COMPILED, WindowPolicy])
+@pytest.mark.parametrize(("was", "now", "message"), [
+    (FADING, {}, "the weight 'blocks.0.attention.decay' is not one of its model"),
+    ({}, FADING, "the weight 'blocks.0.attention.decay' is missing"),
+    (FADING, {"half_lives": [0.25, 16.001]}, "the weight blocks.0.attention.decay is not that of model.half_lives"),
+    (TWO, {}, "the weight 'embed_action.bias' is missing"),
+    ({}, TWO, "the weight 'embed_action.bias' is not one of its model"),
+])
+def test_weights_of_another_memory_are_refused(kind, was, now, message):
+    other = dataclasses.replace(make_checkpoint(**was), config=make_checkpoint(**now).config)
+    with pytest.raises(UserError) as caught:
+        kind(other)
+    assert str(caught.value) == f"the policy is not sound: {message}"
+
+
+def test_an_exported_file_whose_decay_was_changed_is_not_acted_from(tmp_path):
+    checkpoint = make_checkpoint(**FADING)
+    checkpoint.weights["blocks.1.attention.decay"].mul_(0.99)
+    exported.write(tmp_path, checkpoint, exported.Trace(*[torch.zeros(())] * 5), [])
+    with pytest.raises(UserError):
+        exported.load(tmp_path)
+
+
+# Training
+
+
+@MEMORY
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stopping_and_going_on_equals_never_stopping(tmp_path, monkeypatch, precision, memory):
+    one = config(memory, stream_groups=3, precision=precision)
+    train(one, make_store(), tmp_path / "whole")
+
+    with killed_at(monkeypatch, 8):
+        train(one, make_store(), tmp_path / "stopped")
+    train(one, make_store(), tmp_path / "stopped", resume=True)
+
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@MEMORY
+def test_bfloat16_stays_close_to_float32(memory):
+    single, half = (Trainer(config(memory, precision=precision, updates=30), make_store())
+                    for precision in ("float32", "bfloat16"))
+    for _ in range(20):
+        expected = single.update()
+        torch.testing.assert_close(half.update(), expected, rtol=0.05, atol=0)
+
+
+@MEMORY
+def test_the_decay_never_learns(memory):
+    trainer = Trainer(config(memory, updates=30), make_store())
+    before = {name: value.clone() for name, value in trainer.model.named_buffers()}
+    for _ in range(5):
+        trainer.update()
+    assert_same(dict(trainer.model.named_buffers()), before)
+    assert len(before) == (2 if "half_lives" in memory else 0)
+
+
+def test_softmax_trains_on_two_tokens_a_step():
+    trainer = Trainer(config(TWO, attention="softmax", sampling="windows", updates=30), make_store())
+    first, *_, last = (trainer.update()[0].item() for _ in range(20))
+    assert last < first
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # an import within the compiler
+@MEMORY
+def test_a_compiled_update_is_the_update(memory):
+    def losses(compile):
+        trainer = Trainer(config(memory | {"dropout": 0.0}, stream_groups=3, updates=30, compile=compile), make_store())
+        return [trainer.update() for _ in range(8)]
+
+    torch.testing.assert_close(losses("on"), losses("off"), rtol=1e-5, atol=1e-6)
