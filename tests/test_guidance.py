@@ -152,11 +152,19 @@ def paying_store() -> EpisodeStore:
     return EpisodeStore.from_episodes([episode(20) for _ in range(50)], spaces, "synthetic/paying-v0")
 
 
-def mean_action(tmp_path, store, weight: float) -> float:
-    config = make_config(updates=300, batch_size=16, value_weight=weight, warmup_updates=10, checkpoint_every=300,
-                         discount=0.5)
-    folder = train(config, store, tmp_path / f"weight-{weight:g}")
-    policy = RecurrentPolicy(checkpoints.load(folder), engine="torch")
+@pytest.fixture(scope="module")
+def paid(tmp_path_factory):
+    """Runs on such episodes without and with a critic, by its weight."""
+    folder, store = tmp_path_factory.mktemp("paid"), paying_store()
+    for weight in (0.0, 1.0):
+        config = make_config(updates=200, batch_size=16, value_weight=weight, warmup_updates=10, checkpoint_every=200,
+                             discount=0.5)
+        train(config, store, folder / f"{weight:g}")
+    return folder
+
+
+def mean_action(run) -> float:
+    policy = RecurrentPolicy(checkpoints.load(run), engine="torch")
     state, actions = policy.initial_state(8, 0.0), []
     for _ in range(5):
         action, state = policy.step(np.random.default_rng(0).normal(size=(8, 3)), np.zeros(8), state)
@@ -164,16 +172,13 @@ def mean_action(tmp_path, store, weight: float) -> float:
     return float(np.mean(actions))
 
 
-def test_a_guided_policy_earns_more_than_what_it_imitates(tmp_path):
-    store = paying_store()
-    assert abs(mean_action(tmp_path, store, 0.0)) < 0.1
-    assert mean_action(tmp_path, store, 1.0) > 0.3
+def test_a_guided_policy_earns_more_than_what_it_imitates(paid):
+    assert abs(mean_action(paid / "0")) < 0.1
+    assert mean_action(paid / "1") > 0.3
 
 
-def test_the_value_of_a_policy_is_learned_in_the_environments_units(tmp_path):
-    store = paying_store()
-    mean_action(tmp_path, store, 1.0)
-    last = lines(tmp_path / "weight-1")[-1]
+def test_the_value_of_a_policy_is_learned_in_the_environments_units(paid):
+    last = lines(paid / "1")[-1]
     assert 0.3 < last["train/value"] < 1.5  # an action of 0.5 and its successors at half: about 1
     assert 0 <= last["train/value_loss"] < 0.1
 

@@ -53,7 +53,7 @@ def test_a_window_of_two_tokens_a_step_is_the_model_over_its_steps(attention):
     assert_near(replay(policy, recording), parallel_episodes(policy, recording), REPLAY[torch.float64])
 
 
-@pytest.mark.parametrize("memory", [FADING, BOTH], ids=["fading", "both"])
+@pytest.mark.parametrize("memory", [pytest.param(FADING, marks=pytest.mark.slow), BOTH], ids=["fading", "both"])
 def test_programs_of_the_step_do_what_the_policy_does(tmp_path, memory):
     formats = ["pt2", *["onnx"] * all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))]
     checkpoints.save(make_checkpoint(**memory), tmp_path / "run", keep=1)
