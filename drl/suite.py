@@ -1,4 +1,4 @@
-"""A suite runs: a process on each device that trains, one that scores on all cores meanwhile; on a CPU one does both.
+"""A suite runs: a process on each device that trains, others that score on all cores meanwhile; on a CPU one does both.
 
 Whatever ends it, and whenever, the same command goes on: what is done is read off the runs' folders alone. What fails
 is told, counted, and the rest goes on.
@@ -7,6 +7,7 @@ is told, counted, and the rest goes on.
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from drl.suite_screen import Screen, duration
 from drl.suite_worker import Worker, wait
 
 LOOK = 0.2  # seconds between two looks at signals
+CORES = 16  # for each process that scores; more do not make one evaluation much faster (docs/performance.md)
 
 
 class Ended(NamedTuple):
@@ -74,8 +76,10 @@ class _Suite:
         for job in jobs:
             self._plan(job)
         if self.cuda:
+            scoring = max(1, len(os.sched_getaffinity(0)) // CORES)
             self.workers = [*(Worker(device, device, ["train"]) for device in devices),
-                            Worker("scoring", "cpu", ["score"])]
+                            *(Worker("scoring", devices[index % len(devices)], ["score"], (index, scoring))
+                              for index in range(scoring))]
         else:  # side by side was not measurably faster on two cores, and takes twice the memory
             self.workers = [Worker("cpu", "cpu", ["score", "train"])]
 

@@ -78,7 +78,8 @@ def train(runs: list[Run], tell: Tell) -> None:
 
 
 def score(run: Run, tell: Tell) -> None:
-    """Make the evaluations that are missing, on the CPU."""
+    """Make the evaluations that are missing: by window on a GPU where there is one, which a recurrent step would not
+    fill, else on the CPU."""
     try:
         with lock.held(run.folder):
             checkpoints.tidy(run.folder)
@@ -102,7 +103,8 @@ def _score(run: Run, config: Config, ask: Ask, tell: Tell) -> None:
     except Damaged as error:
         checkpoints.resume(run.folder)  # puts it aside
         raise UserError(f"{error}; it is put aside, type the same again to go on from an older one") from error
-    policy = evaluation.MODES[ask.mode](dataclasses.replace(checkpoint, config=ask.of(config)), "cpu")
+    device = "cuda" if ask.mode == "window" and torch.cuda.is_available() else "cpu"
+    policy = evaluation.MODES[ask.mode](dataclasses.replace(checkpoint, config=ask.of(config)), device)
     start = time.perf_counter()
     try:
         results = evaluation.evaluate(policy, mode=ask.mode, step=ask.step, label=f"scoring {ask}")
@@ -111,7 +113,7 @@ def _score(run: Run, config: Config, ask: Ask, tell: Tell) -> None:
         raise
     evaluation.store(results, run.folder)
     tell(played=str(run.folder), mode=ask.mode, episodes=sum(result["episodes"] for result in results),
-         seconds=time.perf_counter() - start, machine=machine("cpu"))
+         seconds=time.perf_counter() - start, machine=machine(device))
 
 
 def _results(run: Run, asked: Config, ask: Ask) -> list[dict[str, Any]]:
@@ -168,11 +170,13 @@ def _serve(pipe: Connection) -> None:
         tell(ready=True)
 
 
-def _child(handle: str, parent: str, device: str) -> None:
+def _child(handle: str, parent: str, device: str, index: str, count: str) -> None:
     ctypes.CDLL(None).prctl(PARENT_ENDS, signal.SIGKILL)
     if os.getppid() != int(parent):
         return
     os.set_inheritable(int(handle), False)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(index) * len(cores) // int(count): (int(index) + 1) * len(cores) // int(count)])
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # which is what "cuda" means from here on
     try:

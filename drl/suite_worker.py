@@ -32,9 +32,10 @@ class Worker:
         bar: the last text of its progress.
     """
 
-    def __init__(self, name: str, device: str, kinds: Iterable[str]):
+    def __init__(self, name: str, device: str, kinds: Iterable[str], share: tuple[int, int] = (0, 1)):
+        """`share`: (i, n): of n equal parts of the cores it has the i-th."""
         self.name, self.kinds, self.doing, self.runs, self.bar = name, tuple(kinds), "", [], ""
-        self._device, self._child, self._said = device, None, b""
+        self._device, self._share, self._child, self._said = device, share, None, b""
 
     @property
     def lives(self) -> bool:
@@ -89,7 +90,8 @@ class Worker:
         environment = os.environ | ({} if self._device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""})
         with theirs:  # -P: the current folder is not searched for modules
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(os.getpid()), self._device],
+                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(os.getpid()), self._device,
+                 *map(str, self._share)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
                 pass_fds=[theirs.fileno()], process_group=0, env=environment)
         self._output = self._child.stdout

@@ -26,6 +26,7 @@ from drl.policy import RecurrentPolicy
 from drl.suite import scores_told
 from drl.suite_file import Wanted, read
 from drl.suite_screen import clock, duration
+from drl.suite_worker import Worker, wait
 from drl.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -352,6 +353,21 @@ def test_a_suite_that_is_killed_and_stopped_ends_as_if_it_had_not_been(made, drl
     result = drl()
     assert result.status == 0 and "failed 0" in result.out
     assert_same_suite(tmp_path, made)
+
+
+def test_a_process_that_scores_keeps_to_its_share_of_the_cores(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(made / "datasets"))
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    (folder(tmp_path, 0) / evaluation.FILE).unlink()
+    job, = read(made / "tiny.yaml", tmp_path / "runs" / "tiny", "cpu")
+    worker, played = Worker("scoring", "cpu", ["score"], (1, 2)), []
+    worker.give("score", job.runs[:1])
+    while worker.doing:
+        wait([worker], 1)
+        played += [message["machine"]["cores"] for message in worker.messages() if "played" in message]
+    worker.end()
+    cores = len(os.sched_getaffinity(0))
+    assert played == [cores - cores // 2] * 3
 
 
 # what is told
