@@ -203,6 +203,8 @@ def test_samplers_that_share_a_batch_give_out_its_rows(kind):
     steps = Steps(make_store(), "cpu")
     whole = kind(steps, 6, 5, 0, 2)
     parts = [kind(steps, 6, 5, 0, 2, Share(rank, 3).rows(6)) for rank in range(3)]
+    for sampler in (whole, *parts):
+        sampler.terminals = True
     for turn in range(20):
         expected = whole.next(turn)
         drawn = [part.next(turn) for part in parts]
@@ -217,7 +219,8 @@ def test_what_processes_cannot_share_is_refused(tmp_path, seeds):
     with pytest.raises(UserError) as caught:
         train_together(configs, make_store(), [tmp_path] * len(seeds), share=Share(1, 2))
     assert str(caught.value) == (
-        "processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0"
+        "processes can share neither several seeds nor dropout nor a critic; name one --seed, add --model.dropout 0 "
+        "--train.value_weight 0"
     )
 
 
