@@ -51,6 +51,10 @@ class ModelConfig:
     max_timesteps: int = 1000
     """environment steps with an embedding of their own; later ones share the last"""
 
+    return_quantile: float = 0.0
+    """a return-to-go is read as no more than this quantile, 0 to 1, of what the dataset's episodes still earned at the
+    same timestep, so that no target is beyond what was seen; 0: as it is"""
+
     return_scale: float = 1000.0
     """returns-to-go are divided by this before they are embedded"""
 
@@ -70,8 +74,11 @@ class ModelConfig:
         if any(half_life < SHORTEST for half_life in self.half_lives):
             raise UserError(f"model.half_lives must be at least {SHORTEST} environment steps each, got "
                             f"{min(self.half_lives)}")
-        if not self.action_tokens and self.attention == "none":
-            raise UserError("model.attention none reads no actions; leave model.action_tokens out")
+        if not 0 <= self.return_quantile <= 1:
+            raise UserError(f"model.return_quantile must be in [0, 1], got {self.return_quantile}")
+        if self.attention == "none" and not (self.action_tokens and self.return_quantile == 0):
+            raise UserError("model.attention none reads no actions and no returns; leave model.action_tokens and "
+                            "model.return_quantile out")
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.max_timesteps", self.width, self.max_timesteps)
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.layers", self.width**2, self.layers, 12)
 

@@ -66,6 +66,8 @@ class DecisionTransformer(nn.Module):
         if config.action_tokens:
             self.embed_action = nn.Linear(action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        if config.return_quantile:  # among the weights, where the compiled step finds it
+            self.register_buffer("return_cap", torch.full((config.max_timesteps,), torch.finfo(torch.float32).max))
         self.norm_embedding = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -118,7 +120,7 @@ class DecisionTransformer(nn.Module):
             Predicted actions (B, L, A) and the state after the chunk. Steps with a False mask leave no trace in it.
         """
         N, time_BLD = self.config.tokens, self._embed_timestep(timesteps)
-        x_BLND = time_BLD[:, :, None] + self._embed(returns_to_go, observations, actions)
+        x_BLND = time_BLD[:, :, None] + self._embed(self._heard(returns_to_go, timesteps), observations, actions)
         mask_BT = None if mask is None else mask.repeat_interleave(N, dim=1)
         x_BLD, state = self._trunk(x_BLND.flatten(1, 2), mask_BT, state, restart, slice(1, None, N))
         return self._read_out(x_BLD), state
@@ -151,7 +153,8 @@ class DecisionTransformer(nn.Module):
         """
         if self.config.attention == "softmax":
             raise ValueError("softmax attention has no recurrent step; act by window")
-        x_BTD, mask_BT, times = self._embed(return_to_go, observation, previous_action), None, [timestep, timestep]
+        heard_B, mask_BT, times = self._heard(return_to_go, timestep), None, [timestep, timestep]
+        x_BTD = self._embed(heard_B, observation, previous_action)
         if self.config.action_tokens:
             x_BTD, times = x_BTD.roll(1, dims=1), [(timestep - 1).clamp(min=0), *times]
             mask_BT = torch.ones_like(x_BTD[..., 0], dtype=torch.bool)
@@ -171,6 +174,12 @@ class DecisionTransformer(nn.Module):
         weight = torch.block_diag(*(layer.weight for layer in layers), spare.new_zeros(0, spare.shape[-1]))
         bias = torch.cat([layer.bias for layer in layers])
         return F.linear(torch.cat([*parts, spare], dim=-1), weight, bias).unflatten(-1, (len(layers), -1))
+
+    def _heard(self, return_to_go: Tensor, timestep: Tensor) -> Tensor:
+        """What is read of a return-to-go: no more than `return_cap` has for the timestep."""
+        if not self.config.return_quantile:
+            return return_to_go
+        return return_to_go.minimum(self.return_cap[timestep.clamp(max=self.config.max_timesteps - 1)])
 
     def _embed_timestep(self, timestep: Tensor) -> Tensor:
         return self.embed_timestep(timestep.clamp(max=self.config.max_timesteps - 1))

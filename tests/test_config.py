@@ -161,7 +161,7 @@ def test_only_linear_attention_has_a_memory_that_fades(attention):
 
 
 def test_behaviour_cloning_has_no_action_tokens_to_leave_out():
-    with pytest.raises(UserError, match="^model.attention none reads no actions; leave model.action_tokens out$"):
+    with pytest.raises(UserError, match="^model.attention none reads no actions and no returns; leave "):
         ModelConfig(attention="none", action_tokens=False)
     assert (ModelConfig().tokens, ModelConfig(attention="softmax", action_tokens=False).tokens) == (3, 2)
 

@@ -19,7 +19,6 @@ from test_kernels import (
     assert_close,
     assert_same,
     gradients,
-    on_each_backend,
     on_the_device,
     packed_gradients,
     random_inputs,
@@ -43,6 +42,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Triton's in
 # half gone after three quarters of a token, after 12 and after 10^9, which float32 cannot tell from never
 DECAY = tuple(2 ** (-1 / tokens) for tokens in (0.75, 12.0, 1e9))
 OTHERS = [name for name in BACKENDS if name != "reference"]
+# decay is wrapped around backends: Triton's, slow in its interpreter, is seen forward, backward and stepping
+RARELY = pytest.mark.parametrize("backend", [
+    pytest.param(name, marks=pytest.mark.slow) if name == "triton" and not torch.cuda.is_available() else name
+    for name in BACKENDS
+])
 LOW = {torch.bfloat16: ["chunked", "triton", "cpu"], torch.float16: ["chunked", "triton"]}
 PASTS = pytest.mark.parametrize("past", ["empty", "given"])
 
@@ -84,7 +88,7 @@ def test_three_tokens_by_hand(backend, eps, expected):
     assert (state.kv.item(), state.z.item()) == (7.5, 1.75)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 def test_the_output_is_a_mean_whose_weights_halve_with_each_half_life(backend):
     T = few(131, backend)
     q, k, v = random_inputs(T, FINEST[backend])
@@ -174,14 +178,14 @@ def alone(q, k):
     return (phi(q) * phi(k)).sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 def test_where_nothing_decays_every_bit_is_that_of_the_plain_operator(backend):
     inputs, past = random_inputs(few(67, backend)), random_state()
     for decay in (None, (1.0, 1.0, 1.0)):
         assert_same(operator(backend, decay=decay)(*inputs, past), operator(backend)(*inputs, past))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 def test_a_packed_projection_gives_what_its_parts_give(backend):
     T = few(131, backend)
     packed, past = torch.randn(B, T, 3, H, K), LinearAttentionState(torch.randn(B, H, K, K), torch.rand(B, H, K))
@@ -201,10 +205,10 @@ def test_a_packed_projection_gives_what_its_parts_give(backend):
 
 
 @pytest.mark.parametrize(("backend", "cut"), [
-    (backend, cut) for backend in OTHERS for cut in (17, 61, 129) if cut < few(131, backend) - 1
+    (backend, cut) for backend in OTHERS if backend != "triton" for cut in (17, 61, 129)
 ])
 def test_two_parts_are_the_whole_forward_state_and_gradients(backend, cut):
-    dtype, T = FINEST[backend], few(131, backend)
+    dtype, T = FINEST[backend], 131
     inputs, past, given = random_inputs(T, dtype), random_state(dtype), options(T)
     first, second = ({"decay": DECAY, "mask": given["mask"][:, part]} for part in (slice(cut), slice(cut, None)))
 
@@ -234,7 +238,8 @@ def test_stepping_matches_attending(backend, tokens, past):
 
 
 @pytest.mark.parametrize("feature_map", ["elu1", "identity"])
-@on_each_backend(67, 131)
+@RARELY
+@pytest.mark.parametrize("T", [35, 131])
 def test_the_future_is_invisible_whatever_finite_values_it_holds(T, backend, feature_map):
     inputs, past = random_inputs(T), random_state()
     call = operator(backend, decay=DECAY, feature_map=feature_map)
@@ -249,7 +254,8 @@ def test_the_future_is_invisible_whatever_finite_values_it_holds(T, backend, fea
 
 
 @pytest.mark.parametrize("feature_map", ["elu1", "identity"])
-@on_each_backend(67)
+@RARELY
+@pytest.mark.parametrize("T", [67])
 def test_whatever_a_masked_token_holds_reaches_no_other_output_and_no_state(T, backend, feature_map):
     q, k, v = random_inputs(T)
     given = options(T) | {"feature_map": feature_map}
@@ -263,7 +269,7 @@ def test_whatever_a_masked_token_holds_reaches_no_other_output_and_no_state(T, b
     assert_same(other_state, state)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 def test_masked_tokens_might_as_well_not_be_there(backend):
     dtype, T = FINEST[backend], few(131, backend)
     inputs, mask_T = random_inputs(T, dtype), torch.rand(T) < 0.6
@@ -274,14 +280,14 @@ def test_masked_tokens_might_as_well_not_be_there(backend):
     assert_close((out[:, mask_T], state), expected, dtype)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_a_step_of_masked_tokens_gives_back_the_state_bit_for_bit(tokens, backend):
     past, mask = random_state(), torch.zeros(B, tokens, dtype=torch.bool)
     assert_same(linear_attention_step(*random_inputs(tokens), past, mask=mask, decay=DECAY, backend=backend)[1], past)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 def test_a_row_that_restarts_has_no_past_and_no_gradient_flows_into_it(backend):
     restart, T = torch.tensor([True, False]), few(131, backend)
     inputs, past = random_inputs(T), random_state()
@@ -335,7 +341,7 @@ def test_torch_export_makes_a_program_for_any_number_of_rows():
     ((math.nan, 0.5, 0.5), r"decay must be in \(0, 1\], got nan"),
     ((math.inf, 0.5, 0.5), r"decay must be in \(0, 1\], got inf"),
 ])
-@pytest.mark.parametrize("backend", BACKENDS)
+@RARELY
 def test_a_decay_that_is_none_is_refused(backend, decay, message):
     q, k, v = random_inputs(3)
     for call in (linear_attention, linear_attention_step):

@@ -13,6 +13,7 @@ from test_train import assert_same_run, killed_at, make_config, make_store
 
 from drl import checkpoint as checkpoints
 from drl import exported
+from drl.config import ModelConfig
 from drl.errors import UserError
 from drl.export import export
 from drl.policy import RecurrentPolicy, WindowPolicy
@@ -24,7 +25,8 @@ FADING = {"half_lives": [0.25, 16.0]}
 LENGTHS = (211,), (31, 1, 2, 43, 134), (100, 111)
 TWO = {"action_tokens": False}
 BOTH = {"half_lives": [1.0, 64.0], "action_tokens": False}
-MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH], ids=["fading", "two tokens", "both"])
+CAPPED = {"return_quantile": 0.5}
+MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH, CAPPED], ids=["fading", "two tokens", "both", "capped"])
 
 
 def config(memory, **settings):
@@ -53,7 +55,8 @@ def test_a_window_of_two_tokens_a_step_is_the_model_over_its_steps(attention):
     assert_near(replay(policy, recording), parallel_episodes(policy, recording), REPLAY[torch.float64])
 
 
-@pytest.mark.parametrize("memory", [pytest.param(FADING, marks=pytest.mark.slow), BOTH], ids=["fading", "both"])
+@pytest.mark.parametrize("memory", [pytest.param(FADING, marks=pytest.mark.slow), BOTH | CAPPED],
+                         ids=["fading", "all"])
 def test_programs_of_the_step_do_what_the_policy_does(tmp_path, memory):
     formats = ["pt2", *["onnx"] * all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))]
     checkpoints.save(make_checkpoint(**memory), tmp_path / "run", keep=1)
@@ -89,6 +92,8 @@ def test_a_policy_loaded_from_a_run_acts_as_the_one_that_was_saved(tmp_path, mem
     (FADING, {"half_lives": [0.25, 16.001]}, "the weight blocks.0.attention.decay is not that of model.half_lives"),
     (TWO, {}, "the weight 'embed_action.bias' is missing"),
     ({}, TWO, "the weight 'embed_action.bias' is not one of its model"),
+    (CAPPED, {}, "the weight 'return_cap' is not one of its model"),
+    ({}, CAPPED, "the weight 'return_cap' is missing"),
 ])
 def test_weights_of_another_memory_are_refused(kind, was, now, message):
     other = dataclasses.replace(make_checkpoint(**was), config=make_checkpoint(**now).config)
@@ -103,6 +108,44 @@ def test_an_exported_file_whose_decay_was_changed_is_not_acted_from(tmp_path):
     exported.write(tmp_path, checkpoint, exported.Trace(*[torch.zeros(())] * 5), [])
     with pytest.raises(UserError):
         exported.load(tmp_path)
+
+
+# The cap
+
+
+def test_no_target_is_heard_beyond_the_cap_and_below_it_each_is():
+    policy = make_policy(BY_TORCH, torch.float64, **CAPPED)
+    policy.model.return_cap.fill_(5.0)
+    first = observe(count=1)[0][:1]
+
+    def heard(target):
+        return policy.step(first, np.zeros(1), policy.initial_state(1, target))[0]
+
+    np.testing.assert_array_equal(heard(5.0), heard(1e6))
+    assert abs(heard(5.0) - heard(4.0)).max() > 0
+
+
+def test_the_cap_of_a_timestep_is_the_quantile_of_what_the_episodes_that_reached_it_still_earned():
+    store = make_store()
+    trainer = Trainer(config({"return_quantile": 0.75, "max_timesteps": 40}), store)
+    starts, lengths = store.episode_starts[:-1], store.episode_lengths
+    longest = lengths.max()
+    expected = [np.quantile([store.returns_to_go[s + t] for s, n in zip(starts, lengths) if n > t], 0.75)
+                for t in range(longest)]
+    np.testing.assert_allclose(trainer.model.return_cap[:longest], expected, rtol=1e-6)
+    np.testing.assert_array_equal(trainer.model.return_cap[longest:], trainer.model.return_cap[longest - 1])
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"return_quantile": 1.1}, "model.return_quantile must be in [0, 1], got 1.1"),
+    ({"return_quantile": -0.1}, "model.return_quantile must be in [0, 1], got -0.1"),
+    ({"return_quantile": 0.5, "attention": "none"}, "model.attention none reads no actions and no returns; leave "
+     "model.action_tokens and model.return_quantile out"),
+])
+def test_a_quantile_that_is_none_is_refused(changes, message):
+    with pytest.raises(UserError) as caught:
+        ModelConfig(**changes)
+    assert str(caught.value) == message
 
 
 # Training
@@ -131,13 +174,13 @@ def test_bfloat16_stays_close_to_float32(memory):
 
 
 @MEMORY
-def test_the_decay_never_learns(memory):
+def test_decay_and_cap_never_learn(memory):
     trainer = Trainer(config(memory, updates=30), make_store())
     before = {name: value.clone() for name, value in trainer.model.named_buffers()}
     for _ in range(5):
         trainer.update()
     assert_same(dict(trainer.model.named_buffers()), before)
-    assert len(before) == (2 if "half_lives" in memory else 0)
+    assert len(before) == (2 if "half_lives" in memory else 1 if "return_quantile" in memory else 0)
 
 
 def test_softmax_trains_on_two_tokens_a_step():

@@ -26,7 +26,7 @@ from drl.model import make
 from drl.policy import PolicyState, RecurrentPolicy, WindowPolicy
 
 B, O, A, HEADS, DIM, K, LAYERS = 3, 5, 7, 2, 11, 13, 2  # noqa: E741
-CONFIG_TARGET = 40.0
+CONFIG_TARGET, CAP = 40.0, 20.0  # asked for by default; the height of a cap that goes up and down
 TARGETS = (30.0, -20.0, 11.0)
 
 # 1000 ticks in which rows begin their episodes at different times; forward reads these in chunks of 64 tokens
@@ -70,6 +70,8 @@ def make_checkpoint(attention="linear", seed=0, **changes) -> Checkpoint:
         model = make(config.model, O, A)
         for weight in model.parameters():
             weight.data.add_(0.1 * torch.randn(weight.shape))
+        if config.model.return_quantile:
+            model.return_cap.copy_(CAP * torch.arange(len(model.return_cap)).sin())
     low = rng.uniform(-3, -1, A).astype(np.float32)
     return Checkpoint(
         config=config,

@@ -121,6 +121,16 @@ class EpisodeStore:
         count = max(1, int(round(share * len(self.episode_lengths), 6)))  # 0.29 * 100 is a little below 29
         return np.sort(np.argsort(-self.episode_returns, kind="stable")[:count])
 
+    def return_caps(self, quantile: float, timesteps: int) -> np.ndarray:
+        """The quantile, 0 to 1, of the returns-to-go at each timestep, over the episodes that reached it; beyond the
+        longest its last one, (timesteps,) float32."""
+        starts, lengths = self.episode_starts[:-1], self.episode_lengths
+        caps = np.empty(timesteps, np.float32)
+        for t in range(timesteps):
+            there = starts[lengths > t]
+            caps[t] = np.quantile(self.returns_to_go[there + t], quantile) if len(there) else caps[t - 1]
+        return caps
+
     @classmethod
     def from_episodes(cls, episodes: Iterable[Episode], spaces: Spaces, dataset: str) -> Self:
         """Validate and pack.

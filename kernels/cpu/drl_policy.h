@@ -42,9 +42,10 @@ typedef struct {
     float return_scale; /* returns-to-go are divided by it */
 } drl_sizes;
 
-/* A named array of float32 numbers, as in the exported model.safetensors. Two may be absent: without
- * model.blocks.<i>.attention.decay, (heads,), a layer's memory does not fade; without model.embed_action earlier actions
- * are not read, and the previous action in a state is only kept. */
+/* A named array of float32 numbers, as in the exported model.safetensors. Some may be absent:
+ * without model.blocks.<i>.attention.decay, (heads,), a layer's memory does not fade; without model.return_cap,
+ * (max_timesteps,), returns-to-go are read as they are, else as no more than this; without model.embed_action earlier
+ * actions are not read, and the previous action in a state is only kept. */
 typedef struct {
     const char *name;
     const float *data;

@@ -37,6 +37,7 @@ struct Packed {
     int64_t state_size, workspace;   /* floats of a state; bytes that a thread needs for CHUNK environments */
     bool half;                       /* rows of activations are bfloat16: pairs are multiplied */
     const float *embed_return, *embed_observation, *embed_action; /* [features][width] */
+    const float *return_cap;        /* (max_timesteps,), or NULL: returns-to-go are read as they are */
     const float *times[TOKENS];      /* [max_timesteps][width], the bias of the token's embedding added */
     const float *norm_weight, *norm_bias; /* of the embedding's norm, (width,) */
     const float *mean, *std, *low, *high;

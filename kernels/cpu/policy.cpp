@@ -208,6 +208,8 @@ private:
         std::memcpy(weight, t.get("model.norm_embedding.weight", D), 4 * D);
         std::memcpy(bias, t.get("model.norm_embedding.bias", D), 4 * D);
         packed.norm_weight = weight, packed.norm_bias = bias;
+        if (t.has("model.return_cap"))
+            packed.return_cap = copy(t.get("model.return_cap", s.max_timesteps), s.max_timesteps);
         packed.mean = copy(t.get("normaliser.mean", s.observation_dim), s.observation_dim);
         packed.std = copy(t.get("normaliser.std", s.observation_dim), s.observation_dim);
         for (int i = 0; i < s.observation_dim; ++i)

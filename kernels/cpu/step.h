@@ -340,7 +340,8 @@ bool embed(const Packed &p, const Task &task, int e, const float *before, float 
     if (!absent && !begins)
         for (int i = 0; i < sizes.action_dim; ++i)
             add_scaled(token[0], p.embed_action + (int64_t)i * width, before[3 + i], width);
-    add_scaled(token[1], p.embed_return, to_go / sizes.return_scale, width);
+    const float heard = p.return_cap && p.return_cap[now] < to_go ? p.return_cap[now] : to_go;
+    add_scaled(token[1], p.embed_return, heard / sizes.return_scale, width);
     const float *observation = task.observation + (int64_t)e * sizes.observation_dim;
     for (int i = 0; i < sizes.observation_dim; ++i)
         add_scaled(token[2], p.embed_observation + (int64_t)i * width, (observation[i] - p.mean[i]) / p.std[i], width);
