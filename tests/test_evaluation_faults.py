@@ -1,5 +1,6 @@
 """Whatever an environment does, an evaluation ends: with a mean of all episodes, or with one line and no mean."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -66,7 +67,11 @@ def nothing_is_left_behind():
 
 def children() -> set[str]:
     """Processes that this one has started and not seen end; other tests leave some, such as helpers of torch."""
-    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+    found = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found |= set(file.read_text().split())
+    return found
 
 
 def named(kind, where):

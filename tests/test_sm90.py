@@ -24,6 +24,7 @@ SPILLS = 64  # bytes of a thread's stack: what the large blocks of the MLP's bac
         (245760, 128, {"mlp forward", "mlp backward", "step"}, SPILLS),
     ],
 )
+@pytest.mark.slow
 def test_the_kernels_of_training_compile_for_hopper_and_spill_little(tokens, width, kernels, most):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     shown = subprocess.run([sys.executable, Path(__file__).with_name("sm90.py"), str(tokens), str(width), "bfloat16"],

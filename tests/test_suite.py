@@ -334,7 +334,8 @@ def lives(pid: int) -> bool:
     return False
 
 
-def test_a_suite_that_is_killed_and_stopped_ends_as_if_it_had_not_been(made, drl, tmp_path):
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["killed", "stopped too"])
+def test_a_suite_that_is_killed_and_stopped_ends_as_if_it_had_not_been(stopped, made, drl, tmp_path):
     def is_at(seed: int, name: str):
         return lambda: (folder(tmp_path, seed) / name).exists()
 
@@ -343,12 +344,13 @@ def test_a_suite_that_is_killed_and_stopped_ends_as_if_it_had_not_been(made, drl
     assert suite.killed(signal.SIGKILL) == -signal.SIGKILL
     assert not (folder(tmp_path, 0) / evaluation.FILE).exists()
 
-    suite = Suite(tmp_path)
-    suite.when(is_at(0, evaluation.FILE))  # the first of three evaluations
-    suite.when(is_at(1, "checkpoints/step-00000020"))
-    assert suite.killed(signal.SIGTERM) == 128 + signal.SIGTERM
-    step = checkpoints.load(folder(tmp_path, 1)).step
-    assert 20 <= step <= 60
+    if stopped:
+        suite = Suite(tmp_path)
+        suite.when(is_at(0, evaluation.FILE))  # the first of three evaluations
+        suite.when(is_at(1, "checkpoints/step-00000020"))
+        assert suite.killed(signal.SIGTERM) == 128 + signal.SIGTERM
+        step = checkpoints.load(folder(tmp_path, 1)).step
+        assert 20 <= step <= 60
 
     result = drl()
     assert result.status == 0 and "failed 0" in result.out

@@ -63,6 +63,7 @@ def moments(monkeypatch, *names: str) -> None:
     monkeypatch.setattr(watch.Moments, "draw", draw)
 
 
+@pytest.mark.slow  # scripts/torture --short, a part of .ci/run, does it too
 def test_a_run_is_the_same_after_three_kills(storm, monkeypatch):
     moments(monkeypatch, "logging", "saving", "resuming")
     trials = storm(kills, 3)
@@ -123,6 +124,7 @@ def test_a_little_storm_passes(storm, module):
     assert not trial.failures(trials), trial.failures(trials)[0].detail
 
 
+@pytest.mark.slow  # likewise
 def test_each_signal_ends_a_run_that_goes_on_with_its_bits(tmp_path, storm):
     little = signals._Storm(tmp_path, np.random.default_rng(0), real=False)
     with toy.root(tmp_path):
