@@ -80,7 +80,7 @@ class _Suite:
             self.workers = [*(Worker(device, device, ["train"]) for device in devices),
                             *(Worker("scoring", devices[index % len(devices)], ["score"], (index, scoring))
                               for index in range(scoring))]
-        else:  # side by side was not measurably faster on two cores, and takes twice the memory
+        else:  # side by side was not faster on two cores, in two pairs of runs
             self.workers = [Worker("cpu", "cpu", ["score", "train"])]
 
     def run(self) -> Ended:
