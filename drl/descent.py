@@ -210,3 +210,8 @@ def schedule(step: int, settings: TrainConfig) -> float:
         return settings.learning_rate * warmup
     done = max(0, step - settings.warmup_updates) / max(1, settings.updates - settings.warmup_updates)
     return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -2,7 +2,7 @@
 
 Imitation asked for a high return can only repeat what some episode did. A value that is carried backwards from step to
 step also sees that the beginning of one episode and the end of another fit together, and the policy is pulled towards
-the actions that it prefers, as far as they stay near the data (Fujimoto and Gu 2021, arXiv 2106.06860, equation 5; for
+the actions that it prefers, as far as they stay near the data (Fujimoto and Gu 2021, arXiv 2106.06860; for
 a transformer Hu et al. 2024, arXiv 2405.17098). The critic is for training alone: the policy acts as it did, and costs
 what it did.
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from drl.config import TrainConfig
 from drl.data.sampling import Batch
 from drl.data.store import EpisodeStore
-from drl.descent import Descent
+from drl.descent import Descent, under
 
 WIDTH, LEARNING_RATE = 256, 1e-3
 FOLLOW = 0.005  # share of the critics that their slow copies take over at each update
@@ -57,7 +57,7 @@ def goals(
     rewards: Tensor, values: Tensor, mask: Tensor, terminal: Tensor, discount: float, trace: float
 ) -> tuple[Tensor, Tensor]:
     """What the critics should have said of the steps of a chunk: lambda-returns without correction for who acts (Peng's
-    Q(lambda), Kozuno et al. 2021, arXiv 2103.00107, section 3).
+    Q(lambda), Kozuno et al. 2021, arXiv 2103.00107).
 
         y_t = r_t + discount ((1 - trace) v_{t+1} + trace y_{t+1}),  y_t = r_t where the episode terminates
 
@@ -154,11 +154,9 @@ class Guidance:
 
     def load_state_dict(self, state: dict[str, Tensor], done: int) -> None:
         """Go on after `done` updates, from tensors of the names and shapes of `state_dict`."""
-        parts = {part: {name.removeprefix(f"{part}."): value for name, value in state.items()
-                        if name.startswith(f"{part}.")} for part in ("critic", "slow", "optimizer")}
-        self._critic.load_state_dict(parts["critic"])
-        self._slow.load_state_dict(parts["slow"])
-        self.descent.load_state_dict(parts["optimizer"], done)
+        self._critic.load_state_dict(under("critic.", state))
+        self._slow.load_state_dict(under("slow.", state))
+        self.descent.load_state_dict(under("optimizer.", state), done)
 
 
 def guided(

@@ -20,7 +20,7 @@ from drl.checkpoint import Checkpoint
 from drl.config import Config
 from drl.data.sampling import Steps, make_sampler
 from drl.data.store import EpisodeStore
-from drl.descent import Descent
+from drl.descent import Descent, under
 from drl.errors import UserError
 from drl.guidance import Guidance
 from drl.losses import batch_errors, state_of, tensors_of
@@ -116,17 +116,17 @@ class Trainer:
             _require_alike(saved, own)
             for name in self._random:
                 torch.Generator(name.removeprefix("rng.")).set_state(saved[name])
-            self.sampler.load_state_dict(_under("sampler.", saved))
+            self.sampler.load_state_dict(under("sampler.", saved))
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the checkpoint of update {past.step} does not fit this run: {reason}; remove it to go on "
                             "from an older one, or name another folder with --run") from error
         self.step = past.step
         self.model.load_state_dict(past.weights)
-        self.descent.load_state_dict(_under("optimizer.", saved), past.step)
+        self.descent.load_state_dict(under("optimizer.", saved), past.step)
         if self.guidance:
-            self.guidance.load_state_dict(_under("guidance.", saved), past.step)
-        states = _under("state.", saved)
+            self.guidance.load_state_dict(under("guidance.", saved), past.step)
+        states = under("state.", saved)
         for index, layers in enumerate(zip(*self.states, strict=True)):
             if layers[0] is not None:
                 kv, z = (states[f"{index}.{name}"].chunk(len(layers)) for name in ("kv", "z"))
@@ -226,10 +226,6 @@ def bfloat16_twin(model: Model) -> Model:
             linear = isinstance(own, nn.Linear)
             setattr(module, name, nn.Parameter(weight.detach().bfloat16()) if linear else weight)
     return twin
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _require_alike(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
