@@ -23,6 +23,7 @@ from drl.config import TrainConfig
 from drl.data.sampling import Batch
 from drl.data.store import EpisodeStore
 from drl.descent import Descent, under
+from drl.parallel import Share
 
 WIDTH, LEARNING_RATE = 256, 1e-3
 FOLLOW = 0.005  # share of the critics that their slow copies take over at each update
@@ -89,6 +90,7 @@ class Judge(NamedTuple):
     Attributes:
         noise: standard normal, (B, L, A).
         critic, slow: parameters of the critics and of their slow copies, as `values` takes them.
+        size: what the policy's actions were worth at the update before, the mean of absolute values, (); 0: unknown.
         scale: of returns.
         weight: of the policy's pull.
         discount, trace: as `goals` takes them.
@@ -97,6 +99,7 @@ class Judge(NamedTuple):
     noise: Tensor
     critic: Sequence[Tensor]
     slow: Sequence[Tensor]
+    size: Tensor
     scale: float
     weight: float
     discount: float
@@ -111,9 +114,10 @@ class Guidance:
         size: what the policy's actions are worth, the mean of absolute values at the last update, scaled, ().
     """
 
-    def __init__(self, settings: TrainConfig, store: EpisodeStore, device: torch.device | str, wrap: Callable):
+    def __init__(self, settings: TrainConfig, store: EpisodeStore, device: torch.device | str, wrap: Callable,
+                 share: Share = Share()):
         """`wrap` may compile a function. The critics draw their weights from torch's own generator."""
-        self.settings, spaces = settings, store.spaces
+        self.settings, self.share, spaces = settings, share, store.spaces
         returns = store.episode_returns
         self.scale = RANGE / (float(returns.max() - returns.min()) or float(abs(returns).max()) or 1.0)
         self._critic = Critic(spaces.observation_dim, spaces.action_dim).to(device)
@@ -121,21 +125,23 @@ class Guidance:
         parameters = list(self._critic.parameters())
         how = dataclasses.replace(settings, learning_rate=LEARNING_RATE, warmup_updates=0, decay="none", weight_decay=0,
                                   max_grad_norm=1e9)
-        self.descent = Descent(parameters, parameters, how, wrap, lambda gradient: None)
+        self.descent = Descent(parameters, parameters, how, wrap, share.sum)
         self.leaves, self.size = self.descent.leaves, torch.zeros((), device=device)
 
     def judge(self, batch: Batch, generator: torch.Generator) -> Judge:
-        """For the actions of one batch, with noise from `generator`."""
-        noise = torch.randn(batch.actions.shape, generator=generator, device=batch.actions.device)
+        """For the actions of this process's rows of one batch, with noise from `generator`."""
         settings = self.settings
-        return Judge(noise, *self._parameters(), self.scale, settings.value_weight, settings.discount,
-                     settings.value_trace)
+        shape = settings.batch_size, *batch.actions.shape[1:]  # drawn for all rows, so that all processes draw alike
+        noise = torch.randn(shape, generator=generator, device=batch.actions.device)
+        return Judge(noise[self.share.rows(settings.batch_size)], *self._parameters(), self.size, self.scale,
+                     settings.value_weight, settings.discount, settings.value_trace)
 
-    def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor, size: Tensor) -> None:
-        """Descend, and let the slow copies follow."""
+    def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor, sizes: Tensor) -> None:
+        """Descend, and let the slow copies follow; what `guided` gives."""
         self.descent.step(gradients, errors, count)
         with torch.no_grad():
-            self.size.copy_(size)
+            self.share.sum(sizes)
+            torch.div(*sizes, out=self.size)
             critic, slow = self._parameters()
             torch._foreach_lerp_(slow, critic, FOLLOW)
 
@@ -150,10 +156,12 @@ class Guidance:
         """All that the next update depends on."""
         parts = ("critic", self._critic.state_dict()), ("slow", self._slow.state_dict()), (
             "optimizer", self.descent.state_dict())
-        return {f"{part}.{name}": value for part, tensors in parts for name, value in tensors.items()}
+        return {"size": self.size} | {f"{part}.{name}": value for part, tensors in parts
+                                      for name, value in tensors.items()}
 
     def load_state_dict(self, state: dict[str, Tensor], done: int) -> None:
         """Go on after `done` updates, from tensors of the names and shapes of `state_dict`."""
+        self.size.copy_(state["size"])
         self._critic.load_state_dict(under("critic.", state))
         self._slow.load_state_dict(under("slow.", state))
         self.descent.load_state_dict(under("optimizer.", state), done)
@@ -170,12 +178,15 @@ def guided(
         batch: with `terminal`.
 
     Returns:
-        What to descend along, the critics' sum of squared errors, of how many, and the mean of |Q|, all ().
+        What to descend along, the critics' sum of squared errors, of how many, all (); and the sum of |Q| and of how
+        many, (2,).
     """
     mask, observations = batch.mask, batch.observations
     worth_BL = values([part.detach() for part in judge.critic], observations, predicted).mean(0)
-    size = worth_BL.detach().abs().where(mask, 0).sum() / mask.sum()
-    pulled = errors - judge.weight / size.clamp(min=1e-6) * worth_BL.where(mask, 0).sum()
+    sizes = torch.stack([worth_BL.detach().abs().where(mask, 0).sum(), mask.sum(dtype=torch.float32)])
+    # of the update before: of this one, no process knows more than its own rows
+    pull = torch.where(judge.size > 0, judge.weight / judge.size, 0)
+    pulled = errors - pull * worth_BL.where(mask, 0).sum()
     with torch.no_grad():
         tried_BLA = (predicted + (NOISE * judge.noise).clamp(-MOST, MOST)).clamp(-1, 1)
         value_BL = values(judge.slow, observations, tried_BLA).amin(0)
@@ -184,4 +195,5 @@ def guided(
         goal_BL, known_BL = goals(rewards_BL, value_BL, mask, batch.terminal, judge.discount, judge.trace)
     wrong_NBL = (values(judge.critic, observations, batch.actions) - goal_BL).square()
     judged = wrong_NBL.where(known_BL, 0).sum()
-    return pulled + judged, judged.detach(), 2.0 * known_BL.sum(dtype=torch.float32).clamp(min=1), size
+    count = 2 * known_BL.sum(dtype=torch.float32).clamp(min=1e-6)  # a mean of none is 0, not NaN
+    return pulled + judged, judged.detach(), count, sizes

@@ -62,9 +62,8 @@ def train_together(
         Stopped: a signal came; the update that it met is done and saved.
     """
     device = configs[0].device
-    if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout or configs[0].train.value_weight):
-        raise UserError("processes can share neither several seeds nor dropout nor a critic; name one --seed, add "
-                        "--model.dropout 0 --train.value_weight 0")
+    if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout):
+        raise UserError("processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0")
     if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
         raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
                         "train one --seed at a time")

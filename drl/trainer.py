@@ -48,7 +48,7 @@ class Trainer:
                 caps = store.return_caps(quantile, config.model.max_timesteps)
                 self.model.return_cap.copy_(torch.from_numpy(caps))
             wrap = compiled if settings.compile == "on" else lambda function: function
-            self.guidance = Guidance(settings, store, device, wrap) if settings.value_weight else None
+            self.guidance = Guidance(settings, store, device, wrap, share) if settings.value_weight else None
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
         self.rows = share.rows(settings.batch_size)

@@ -15,7 +15,6 @@ from drl.data.sampling import Batch, Steps
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
 from drl.guidance import Critic, Guidance, Judge, goals, guided, values
-from drl.parallel import Share
 from drl.policy import RecurrentPolicy
 from drl.train import train, train_together
 from drl.trainer import Trainer, update
@@ -92,7 +91,8 @@ def judge(weight: float, **changes) -> Judge:
     torch.manual_seed(2)
     noise = torch.zeros(B, L, A)
     parameters = [list(Critic(O, A).parameters()) for _ in range(2)]
-    return Judge(noise, *parameters, scale=2.0, weight=weight, discount=0.9, trace=0.5)._replace(**changes)
+    settings = {"size": torch.tensor(0.25), "scale": 2.0, "weight": weight, "discount": 0.9, "trace": 0.5}
+    return Judge(noise, *parameters, **settings)._replace(**changes)
 
 
 def test_the_policy_is_pulled_up_the_critics_mean_in_proportion_to_the_weight():
@@ -100,14 +100,27 @@ def test_the_policy_is_pulled_up_the_critics_mean_in_proportion_to_the_weight():
     judging = judge(0.7)
     errors = (predicted - batch.actions).square().mean(-1).where(batch.mask, 0).sum()
 
-    pulled, judged, _, size = guided(predicted, errors, batch, judging)
+    pulled, judged, _, (size, count) = guided(predicted, errors, batch, judging)
     gradient, = torch.autograd.grad(pulled, predicted, retain_graph=True)
 
     worth = values(judging.critic, batch.observations, predicted).mean(0)
-    torch.testing.assert_close(size, worth[batch.mask].abs().mean())
-    expected = errors - 0.7 * worth[batch.mask].sum() / size.detach()
+    torch.testing.assert_close(size / count, worth[batch.mask].abs().mean())
+    expected = errors - 0.7 * worth[batch.mask].sum() / 0.25
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, predicted)[0])
     torch.testing.assert_close(pulled.detach(), (expected + judged).detach())
+
+
+def test_before_it_is_known_what_actions_are_worth_nothing_pulls():
+    batch, predicted = a_batch()
+    pulled, *_ = guided(predicted, predicted.square().sum(), batch, judge(0.7, size=torch.tensor(0.0)))
+    torch.testing.assert_close(torch.autograd.grad(pulled, predicted)[0], 2 * predicted.detach())
+
+
+def test_a_batch_of_which_nothing_is_known_teaches_the_critics_nothing():
+    batch, predicted = a_batch()
+    batch = batch._replace(mask=torch.arange(L) < torch.ones(B, 1), terminal=torch.zeros(B, L, dtype=torch.bool))
+    _, judged, count, _ = guided(predicted, predicted.sum() * 0, batch, judge(0.7))
+    assert judged == 0 and 0 < count < 1e-5
 
 
 def test_the_critics_learn_of_the_recorded_actions_alone_and_nothing_of_the_policys_pull():
@@ -223,7 +236,7 @@ def test_a_critic_that_overflows_stops_the_run_and_says_so(part):
         trainer.require_finite()
 
 
-@pytest.mark.parametrize("name", ["critic.weight0", "slow.bias1", "optimizer.0.exp_avg"])
+@pytest.mark.parametrize("name", ["size", "critic.weight0", "slow.bias1", "optimizer.0.exp_avg"])
 def test_a_checkpoint_without_a_part_of_the_critic_is_refused(name):
     store = make_store()
     trainer = Trainer(make_config(value_weight=1.0), store)
@@ -251,10 +264,3 @@ def test_numbers_that_make_no_value_are_refused(changes, message):
     with pytest.raises(UserError) as caught:
         TrainConfig(**changes)
     assert str(caught.value) == message
-
-
-def test_processes_cannot_share_a_critic(tmp_path):
-    config = make_config(value_weight=1.0)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
-    with pytest.raises(UserError, match="nor a critic; .*--train.value_weight 0"):
-        train_together([config], make_store(), [tmp_path], share=Share(0, 2))

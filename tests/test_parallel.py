@@ -23,7 +23,7 @@ from drl.errors import UserError
 from drl.parallel import Share, join
 from drl.train import train, train_together
 
-ATTENTIONS = ["linear", "softmax", "none"]
+ATTENTIONS = ["linear", "softmax", "none", "guided"]
 PRELUDE = f"""
 import os, sys
 from pathlib import Path
@@ -32,15 +32,17 @@ from drl.errors import UserError
 from drl.parallel import join
 from drl.train import train_together
 from drl.trainer import Trainer
-from test_parallel import config_of, make_store
+from test_parallel import ATTENTIONS, config_of, make_store
 folder = Path(sys.argv[1])
 """
 
 
 def config_of(attention: str) -> Config:
-    """Ten updates on episodes of unequal lengths: the halves of a batch have unequally many real steps."""
-    sampling = "state_passing" if attention == "linear" else "windows"
-    config = make_config(attention, sampling=sampling, updates=10, stream_groups=3, checkpoint_every=5)
+    """Ten updates on episodes of unequal lengths: the halves of a batch have unequally many real steps. guided: linear,
+    with a critic."""
+    sampling, weight = ("windows" if attention in ("softmax", "none") else "state_passing"), attention == "guided"
+    config = make_config(attention.replace("guided", "linear"), sampling=sampling, updates=10, stream_groups=3,
+                         checkpoint_every=5, value_weight=float(weight))
     return Config.from_dict(config.to_dict() | {"model": config.to_dict()["model"] | {"dropout": 0.0}})
 
 
@@ -77,7 +79,7 @@ def made(tmp_path_factory):
             train(config_of(attention), make_store(), folder / attention / "handed-over")
     processes = in_two("""
 with join("cpu") as share:
-    for attention in ("linear", "softmax", "none"):
+    for attention in ATTENTIONS:
         for name in ("shared", "handed-over"):
             run = folder / attention / name
             train_together([config_of(attention)], make_store(), [run], resume=name == "handed-over", share=share)
@@ -217,8 +219,7 @@ def test_what_processes_cannot_share_is_refused(tmp_path, seeds):
     with pytest.raises(UserError) as caught:
         train_together(configs, make_store(), [tmp_path] * len(seeds), share=Share(1, 2))
     assert str(caught.value) == (
-        "processes can share neither several seeds nor dropout nor a critic; name one --seed, add --model.dropout 0 "
-        "--train.value_weight 0"
+        "processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0"
     )
 
 
