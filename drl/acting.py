@@ -29,8 +29,7 @@ class InPlace:
         """Actions (B, A), overwritten by the next call; observation (B, O) and reward (B,) are copied to the device."""
         self._observation.copy_(observation, non_blocking=True)
         self._reward.copy_(reward, non_blocking=True)
-        (action,) = self._captured("step", [self._advance], [])
-        return action
+        return self._captured("step", self._advance, [])
 
     def _advance(self) -> Tensor:
         action, after = self._step(self._observation, self._reward, self._state)

@@ -2,14 +2,16 @@
 
 Weights, gradients and AdamW's averages are one long vector each, of which a model's tensors are views: a step is a few
 passes over them that all of a GPU shares, and between processes one message. What a step's number alone decides, as
-the learning rate, comes from a table on the device.
+the learning rate, comes from a table on the device. Of several models that step side by side the vectors are rows.
 
 A step whose error or gradient is not finite is not made, nor is any after it: the host, which looks seldom, finds the
 weights, the averages and the count of steps as they were before.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +29,11 @@ class Descent:
     Dimension key: P the numbers of all parameters, plus less than ALIGNED that stay 0.
 
     Attributes:
-        leaves: the working parameters in the order of the vectors: bfloat16 first. Gradients are taken for these.
+        order: the parameters' numbers in the order of the vectors: those that work in bfloat16 first.
+        leaves: the working parameters in this order. Gradients are taken for these.
     """
+
+    VECTORS = "_weights", "_mean", "_square", "_gradient", "_half", "_spare", "_done", "_going", "_seen"
 
     def __init__(
         self,
@@ -42,27 +47,51 @@ class Descent:
 
         `wrap` may compile a function, as drl.captured.compiled does; `combine` may add up a tensor over processes.
         """
-        self._order = sorted(range(len(parameters)), key=lambda index: (
+        self.order = sorted(range(len(parameters)), key=lambda index: (
             working[index].dtype != torch.bfloat16, parameters[index].numel() % ALIGNED > 0
         ))
-        self.leaves, masters = ([part[index] for index in self._order] for part in (working, parameters))
+        self.leaves, self._masters = ([part[index] for index in self.order] for part in (working, parameters))
         halves = [leaf for leaf in self.leaves if leaf.dtype == torch.bfloat16]
         size = sum(leaf.numel() for leaf in halves)
-        self._spare = torch.zeros(-size % ALIGNED, dtype=torch.bfloat16, device=masters[0].device)
+        self._spare = torch.zeros(-size % ALIGNED, dtype=torch.bfloat16, device=self._masters[0].device)
         self._halves, self._start = len(halves), size + len(self._spare)
-        self._kept = [*masters[: self._halves], self._spare, *masters[self._halves:]]
+        self._kept = [*self._masters[: self._halves], self._spare, *self._masters[self._halves:]]
         self._weights = joined(self._kept)
         self._mean, self._square = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         self._gradient = self._weights.new_zeros(len(self._weights) + 2)
         self._half = self._weights.bfloat16() if halves else None
-        for master, weight, gradient in zip(masters, self._parts(self._weights), self._parts(self._gradient[:-2])):
-            master.data, master.grad = weight, gradient
-        for leaf, weight in zip(halves, self._parts(self._half) if halves else ()):
-            leaf.data = weight
+        self._lay_out()
         self._rates = rates(settings).to(self._weights)
         self._done = torch.zeros(1, dtype=torch.long, device=self._weights.device)
         self._going, self._seen = torch.ones_like(self._done, dtype=torch.bool), self._weights.new_zeros(2)
         self._max_norm, self._combine, self._descend = settings.max_grad_norm, combine, wrap(descend)
+
+    @classmethod
+    def side_by_side(cls, descents: Sequence[Self]) -> Self:
+        """One that does the steps of several like ones, S of them, at once: its leaves, and the arguments and results
+        of `step`, have a first dimension S, and its vectors are matrices. Theirs are rows of these from here on."""
+        whole = copy.copy(descents[0])
+        for name in cls.VECTORS:
+            if getattr(whole, name) is not None:
+                setattr(whole, name, torch.stack([getattr(one, name) for one in descents]))
+                for one, row in zip(descents, getattr(whole, name), strict=True):
+                    setattr(one, name, row)
+        for one in descents:
+            one._lay_out()
+        working = whole._parts(whole._weights)
+        if whole._halves:
+            working[: whole._halves] = whole._parts(whole._half)[: whole._halves]
+        whole.leaves = [part.detach().requires_grad_() for part in working]
+        return whole
+
+    def _lay_out(self) -> None:
+        """Make the parameters views of the vectors."""
+        gradients = self._parts(self._gradient[:-2])
+        for master, weight, gradient in zip(self._masters, self._parts(self._weights), gradients, strict=True):
+            master.data, master.grad = weight, gradient
+        if self._half is not None:
+            for leaf, weight in zip(self.leaves[: self._halves], self._parts(self._half)):
+                leaf.data = weight
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,10 +106,14 @@ class Descent:
             The mean error and the norm of its gradient before clipping, float32, (); if one of them was not finite in
             this step or before, those of the first step in which that was so.
         """
-        halves, others = gradients[: self._halves], gradients[self._halves:]
+        halves, others, lead = gradients[: self._halves], gradients[self._halves:], errors.shape
         if halves:
-            self._gradient[: self._start] = joined([*halves, self._spare])
-        joined([*others, errors, count], out=self._gradient[self._start:])
+            self._gradient[..., : self._start] = joined([*halves, self._spare], lead=lead)
+        rest = self._gradient[..., self._start:]
+        if lead:  # torch.cat fills what is not dense one by one
+            rest.copy_(joined([*others, errors, count], lead=lead))
+        else:
+            joined([*others, errors, count], out=rest)
         self._combine(self._gradient)
         return self._descend(
             self._gradient, self._weights, self._half, self._mean, self._square, self._rates, self._done, self._going,
@@ -99,7 +132,7 @@ class Descent:
 
     def not_finite(self) -> list[int]:
         """The numbers of the parameters whose gradient is not finite, that of the last call of `step`."""
-        parts = zip(self._order, self._parts(self._gradient[:-2]), strict=True)
+        parts = zip(self.order, self._parts(self._gradient[:-2]), strict=True)
         return sorted(index for index, part in parts if not part.isfinite().all())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -107,7 +140,7 @@ class Descent:
         return {
             f"{index}.{name}": part
             for name, flat in (("exp_avg", self._mean), ("exp_avg_sq", self._square))
-            for index, part in zip(self._order, self._parts(flat), strict=True)
+            for index, part in zip(self.order, self._parts(flat), strict=True)
         }
 
     def load_state_dict(self, state: dict[str, Tensor], done: int) -> None:
@@ -137,32 +170,33 @@ def descend(
     seen: Tensor,
     max_norm: float,
 ) -> tuple[Tensor, Tensor]:
-    """One clipped step of AdamW, in place; the mean error and the norm of its gradient before clipping, ().
+    """One clipped step of AdamW, in place; the mean error and the norm of its gradient before clipping, (...).
 
     From the first step on where one of the two is not finite, they stay as they were in it, and nothing else changes.
+    Any leading dimensions (...): each row steps on its own.
 
     Args:
-        gradient: of the sum of errors, then that sum, then how many there are, (P + 2,).
-        weights, mean, square: as `adamw` takes them, (P,).
-        half: `weights` in bfloat16, written anew, (P,); or None.
+        gradient: of the sum of errors, then that sum, then how many there are, (..., P + 2).
+        weights, mean, square: as `adamw` takes them, (..., P).
+        half: `weights` in bfloat16, written anew, (..., P); or None.
         rates: of each step, as the function of that name returns them.
-        done: steps made, counted up, (1,).
-        going: whether all steps were made, (1,) bool.
-        seen: what the step before returned, (2,).
+        done: steps made, counted up, (..., 1).
+        going: whether all steps were made, (..., 1) bool.
+        seen: what the step before returned, (..., 2).
         max_norm: as torch.nn.utils.clip_grad_norm_ takes it, for the gradient of the mean.
     """
-    gradient, errors, count = gradient[:-2], gradient[-2], gradient[-1]
-    norm = torch.linalg.vector_norm(gradient)
-    result = torch.where(going, torch.stack([errors, norm]) / count, seen)
+    gradient, errors, count = gradient[..., :-2], gradient[..., -2:-1], gradient[..., -1:]
+    norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    result = torch.where(going, torch.cat([errors, norm], -1) / count, seen)
     seen.copy_(result)
-    torch.all(result < math.inf, 0, keepdim=True, out=going)  # neither is negative, and NaN is below nothing
+    torch.all(result < math.inf, -1, keepdim=True, out=going)  # neither is negative, and NaN is below nothing
     divisor = torch.maximum(count, (norm + 1e-6 * count) / max_norm) / going
     gradient = (gradient / divisor).nan_to_num_(0, 0, 0)  # 0 all over where the divisor is infinite or NaN
-    adamw(weights, gradient, mean, square, *rates[done.where(going, -1)].unbind(1))
+    adamw(weights, gradient, mean, square, *rates[done.where(going, -1)].unbind(-1))
     if half is not None:
         half.copy_(weights)
     done.add_(going)
-    return result[0], result[1]
+    return result[..., 0], result[..., 1]
 
 
 def adamw(
@@ -176,9 +210,9 @@ def adamw(
     newer: Tensor,
     older: Tensor,
 ) -> None:
-    """A step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) in place, over vectors (P,).
+    """A step of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) in place, over vectors (..., P).
 
-    `mean` and `square` are the running averages of the gradient and of its square. The others, (1,), are one row of
+    `mean` and `square` are the running averages of the gradient and of its square. The others, (..., 1), are one row of
     `rates`: decay, size and floor, which has the corrections of the averages' bias, the share of the new gradient in
     `mean` and that of the old ones in `square`.
     """

@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,7 @@ class Guidance:
 
     Attributes:
         leaves: their parameters, for which gradients are taken.
+        critic, slow: these and those of the slow copies, as `values` takes them.
         size: what the policy's actions are worth, the mean of absolute values at the last update, scaled, ().
     """
 
@@ -118,6 +119,7 @@ class Guidance:
                  share: Share = Share()):
         """`wrap` may compile a function. The critics draw their weights from torch's own generator."""
         self.settings, self.share, spaces = settings, share, store.spaces
+        self._noise = settings.batch_size, settings.context, spaces.action_dim
         returns = store.episode_returns
         self.scale = RANGE / (float(returns.max() - returns.min()) or float(abs(returns).max()) or 1.0)
         self._critic = Critic(spaces.observation_dim, spaces.action_dim).to(device)
@@ -127,26 +129,41 @@ class Guidance:
                                   max_grad_norm=1e9)
         self.descent = Descent(parameters, parameters, how, wrap, share.sum)
         self.leaves, self.size = self.descent.leaves, torch.zeros((), device=device)
+        self.critic, self.slow = parameters, list(self._slow.parameters())
 
-    def judge(self, batch: Batch, generator: torch.Generator) -> Judge:
-        """For the actions of this process's rows of one batch, with noise from `generator`."""
+    @classmethod
+    def side_by_side(cls, several: Sequence[Self]) -> Self:
+        """One that judges for several like ones at once, as Descent.side_by_side; their numbers are rows of its."""
+        whole = copy.copy(several[0])
+        whole.descent = Descent.side_by_side([one.descent for one in several])
+        whole.leaves = whole.descent.leaves
+        whole.critic = [leaf for _, leaf in sorted(zip(whole.descent.order, whole.leaves, strict=True))]
+        whole.slow = [torch.stack(parts) for parts in zip(*(one.slow for one in several), strict=True)]
+        whole.size = torch.stack([one.size for one in several])
+        for row, one in enumerate(several):
+            one.size = whole.size[row]
+            for part, rows in zip(one.slow, whole.slow, strict=True):
+                part.data = rows[row]
+        return whole
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The noise of `judge`, for this process's rows; drawn for all rows, so that all processes draw alike."""
+        noise = torch.randn(self._noise, generator=generator, device=self.size.device)
+        return noise[self.share.rows(len(noise))]
+
+    def judge(self, noise: Tensor) -> Judge:
+        """For the actions of one batch, with noise as `draw` gives it."""
         settings = self.settings
-        shape = settings.batch_size, *batch.actions.shape[1:]  # drawn for all rows, so that all processes draw alike
-        noise = torch.randn(shape, generator=generator, device=batch.actions.device)
-        return Judge(noise[self.share.rows(settings.batch_size)], *self._parameters(), self.size, self.scale,
-                     settings.value_weight, settings.discount, settings.value_trace)
+        return Judge(noise, self.critic, self.slow, self.size, self.scale, settings.value_weight, settings.discount,
+                     settings.value_trace)
 
     def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor, sizes: Tensor) -> None:
         """Descend, and let the slow copies follow; what `guided` gives."""
         self.descent.step(gradients, errors, count)
         with torch.no_grad():
             self.share.sum(sizes)
-            torch.div(*sizes, out=self.size)
-            critic, slow = self._parameters()
-            torch._foreach_lerp_(slow, critic, FOLLOW)
-
-    def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self._critic.parameters()), list(self._slow.parameters())
+            torch.div(*sizes.unbind(-1), out=self.size)
+            torch._foreach_lerp_(self.slow, self.critic, FOLLOW)
 
     def look(self) -> dict[str, float]:
         """For the log: the critics' squared error and what they think of the policy, in the environment's units."""

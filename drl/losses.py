@@ -14,8 +14,8 @@ from drl.model import Model, ModelState
 
 
 def batch_errors(model: Model, batch: Batch, past: ModelState, judge: Judge | None = None) -> tuple:
-    """`action_errors` of one chunk that goes on from `past`, and the state that it leaves behind; with a judge also
-    what `guided` gives.
+    """`action_errors` of one chunk that goes on from `past`, and the tensors of the state that it leaves behind; with a
+    judge also what `guided` gives.
 
     A model whose weights are bfloat16 computes in bfloat16; states, errors and sums stay float32.
     """
@@ -26,7 +26,7 @@ def batch_errors(model: Model, batch: Batch, past: ModelState, judge: Judge | No
             batch.returns_to_go, batch.observations, batch.actions, batch.timesteps, batch.mask, past, batch.restart
         )
         # detached here: compiled, it would otherwise be given gradients of zeros
-        state = state_of(state, [x.detach() for x in tensors_of(state)])
+        state = [part.detach() for part in tensors_of(state)]
         errors, count = action_errors(predicted, batch.actions, batch.mask)
     if judge is None:
         return errors, count, state

@@ -8,29 +8,29 @@ states that its training never visited.
 
 import contextlib
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from drl.captured import Captured, compiled, is_cuda, joined, views, write
+from drl.captured import Captured, compiled, is_cuda, write
 from drl.checkpoint import Checkpoint
 from drl.config import Config
-from drl.data.sampling import Steps, make_sampler
+from drl.data.sampling import Batch, Steps, make_sampler
 from drl.data.store import EpisodeStore
 from drl.descent import Descent, under
 from drl.errors import UserError
-from drl.guidance import Guidance
-from drl.losses import batch_errors, state_of, tensors_of
-from drl.model import Model, make
+from drl.guidance import Guidance, Judge
+from drl.gradient_step import GradientStep, SideBySide
+from drl.losses import batch_errors, tensors_of
+from drl.model import Model, ModelState, make
 from drl.parallel import Share
 from drl.versions import versions
 
 
-class Trainer:
-    """Model, optimizer, sampler and the states of the streams: everything that one update changes.
+class Trainer(GradientStep):
+    """Model, optimizer, sampler and the states of the streams: everything that one update of a seed changes.
 
     Groups of streams take turns, and each keeps states of its own. On a CUDA device the update of a group is captured
     as a CUDA graph and replayed: everything that survives an update is therefore written in place.
@@ -57,30 +57,25 @@ class Trainer:
         self.sampler.terminals = self.guidance is not None
         self.sampler.advance, self._errors = wrap(self.sampler.advance), wrap(batch_errors)
         masters, working = (list(model.parameters()) for model in (self.model, self.working))
-        self.descent, self._one = Descent(masters, working, settings, wrap, share.sum), torch.ones((), device=device)
-        fresh = self.model.initial_state(self.rows.stop - self.rows.start)
-        self._memory = torch.zeros(self.sampler.groups, sum(part.numel() for part in tensors_of(fresh)), device=device)
-        self.states = [state_of(fresh, views(memory, tensors_of(fresh))) for memory in self._memory]
-        self.captured = Captured(device) if is_cuda(device) else None
+        self.descent = Descent(masters, working, settings, wrap, share.sum)
+        numbers = sum(part.numel() for part in tensors_of(self.fresh_state()))
+        self.remember(torch.zeros(self.sampler.groups, numbers, device=device), self.fresh_state())
+        self.captured, self.beside = Captured(device) if is_cuda(device) else None, None
 
     def update(self) -> tuple[Tensor, Tensor]:
         """`update` of this trainer alone."""
         return update([self])[0]
 
-    def descend(self, group: int) -> tuple[Tensor, Tensor]:
-        """Sample, predict, descend, carry the state: device work only, without a look at any value."""
-        leaves, guidance = self.descent.leaves, self.guidance
+    def draw(self, group: int) -> tuple[Batch, Judge | None]:
         batch = self.sampler.next(group)
-        judge = guidance and guidance.judge(batch, self.sampler.generator)
-        errors, count, state, *judged = self._errors(self.working, batch, self.states[group], judge)
-        total = judged.pop(0) if guidance else errors
-        gradients = torch.autograd.grad(total, [*leaves, *(guidance.leaves if guidance else ())], self._one)
-        result = self.descent.step(gradients[: len(leaves)], errors.detach(), count)
-        if guidance:
-            guidance.step(gradients[len(leaves):], *judged)
-        if after := tensors_of(state):
-            joined(after, out=self._memory[group])
-        return result
+        return batch, self.guidance and self.guidance.judge(self.guidance.draw(self.sampler.generator))
+
+    def errors(self, batch: Batch, past: ModelState, judge: Judge | None) -> tuple:
+        return self._errors(self.working, batch, past, judge)
+
+    def fresh_state(self) -> ModelState:
+        """The past of all rows before the first step."""
+        return self.model.initial_state(self.rows.stop - self.rows.start)
 
     def checkpoint(self) -> Checkpoint:
         """Everything, so that `load` goes on as if nothing had happened, by any number of processes.
@@ -196,8 +191,7 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
     """One gradient step of each of `trainers`, which have done equally many and differ in nothing but the seed.
 
     Returns the loss and the gradient's norm before clipping of each, still on the device; read them before the next
-    update. On a CUDA device all are branches of one graph, and if there are several, none may have dropout: it would
-    draw from a generator that they share.
+    update. On a CUDA device several are one computation.
     """
     first = trainers[0]
     group = first.step % first.sampler.groups
@@ -207,12 +201,27 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
             with trainer.randomness():
                 results.append(trainer.descend(group))
     else:
-        branches = [functools.partial(trainer.descend, group) for trainer in trainers]
+        step = first if len(trainers) == 1 else _beside(trainers)
+        generators, key = [trainer.sampler.generator for trainer in trainers], (group, len(trainers))
         with first.randomness():
-            results = first.captured((group, *map(id, trainers)), branches, [t.sampler.generator for t in trainers])
+            result = first.captured(key, lambda: step.descend(group), generators)
+        results = [result] if step is first else list(zip(*result, strict=True))
+        for trainer in trainers:
+            trainer._random = first._random
     for trainer in trainers:
         trainer.step += 1
     return results
+
+
+def _beside(trainers: Sequence[Trainer]) -> SideBySide:
+    """The one computation of these trainers, made anew where they are not yet, or no longer, rows of the same tensors.
+    What graphs were captured of them before wrote to memory that they have left."""
+    beside = trainers[0].beside
+    if beside is None or beside.trainers != list(trainers) or any(one.beside is not beside for one in trainers):
+        beside = SideBySide(trainers)
+        for one in trainers:
+            one.beside, one.captured = beside, Captured(one.config.device)
+    return beside
 
 
 def bfloat16_twin(model: Model) -> Model:

@@ -67,6 +67,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.players"},
     {"drl.rollout", "drl.guidance"},
     {"drl.losses"},
+    {"drl.gradient_step"},
     {"drl.evaluate", "drl.trainer", "drl.portable", "drl.benchmark_batches", "drl.benchmark_step_memories"},
     {"drl.resolve", "drl.train", "drl.export", "drl.benchmark_step_peers", "drl.benchmark_corl"},
     {"drl.card", "drl.report_runs"},

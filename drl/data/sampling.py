@@ -6,11 +6,14 @@ arrays are the store's own, not copies: those of a mapped file stay on the disk 
                     chunks and starts anew with each episode (state passing, see trainer.py)
 
 Rows are padded on the right. Padding repeats the last real step, so that it is finite and in range; the mask
-keeps it out of the loss and out of every state. Dimension key: B rows, L steps, O observation, A action.
+keeps it out of the loss and out of every state. Dimension key: B rows, L steps, O observation, A action; where samplers
+go side by side, S of them stand before B.
 """
 
+import copy
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -119,6 +122,26 @@ class _Sampler:
         self.offset_L, self.terminals = torch.arange(context, device=steps.device), False
         self.generator = torch.Generator(device=steps.device).manual_seed(seed)
 
+    STREAMS = ()  # names of what is remembered of the rows
+
+    def next(self, turn: int = 0) -> Batch:
+        """The batch of the group whose turn it is; turns count from 0, one for each update."""
+        return self.advance(self.draw(), *self.streams(turn))
+
+    def streams(self, turn: int) -> list[Tensor]:
+        """What is remembered of the rows whose turn it is, (..., B) each, which `advance` writes anew."""
+        return [getattr(self, name)[..., turn % self.groups, :] for name in self.STREAMS]
+
+    def side_by_side(self, several: Sequence[Self]) -> Self:
+        """One whose rows are those of several like this, (S, ..., B); theirs are parts of it from here on. It draws
+        nothing itself."""
+        whole = copy.copy(self)
+        for name in self.STREAMS:
+            setattr(whole, name, torch.stack([getattr(one, name) for one in several]))
+            for one, own in zip(several, getattr(whole, name), strict=True):
+                setattr(one, name, own)
+        return whole
+
     def _draw(self, high: int, count: int) -> Tensor:
         return torch.randint(high, (count,), generator=self.generator, device=self.steps.device)
 
@@ -127,16 +150,16 @@ class _Sampler:
         return self.steps.locate(self._draw(self.steps.count, count))
 
     def _gather(self, *drawn: Tensor) -> Batch:
-        """The batch of what all rows drew: episode, position and restart, (B,) each."""
-        episode_B, position_B, restart_B = (part[self.rows] for part in drawn)
+        """The batch of what all rows drew: episode, position and restart, (..., B) each."""
+        episode_B, position_B, restart_B = (part[..., self.rows] for part in drawn)
         starts = self.steps.starts
-        length_B1 = (starts[episode_B + 1] - starts[episode_B])[:, None]
-        timestep_BL = position_B[:, None] + self.offset_L
+        length_B1 = (starts[episode_B + 1] - starts[episode_B])[..., None]
+        timestep_BL = position_B[..., None] + self.offset_L
         mask_BL = timestep_BL < length_B1
         last_BL = timestep_BL == length_B1 - 1
         timestep_BL = timestep_BL.minimum(length_B1 - 1)
-        index_BL = self.steps.first[episode_B][:, None] + timestep_BL
-        terminal_BL = last_BL & self.steps.terminated[episode_B][:, None] if self.terminals else None
+        index_BL = self.steps.first[episode_B][..., None] + timestep_BL
+        terminal_BL = last_BL & self.steps.terminated[episode_B][..., None] if self.terminals else None
         return Batch(*self.steps.take(index_BL), timestep_BL, mask_BL, restart_B.clone(), terminal_BL)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -153,11 +176,11 @@ class _Sampler:
 
 
 class WindowSampler(_Sampler):
-    """Windows whose first step is uniform over every step of every episode."""
+    """Windows whose first step is uniform over every step of every episode; they know no turns."""
 
-    def next(self, turn: int = 0) -> Batch:
-        """The next batch; a window knows no turns."""
-        return self.advance(self._draw(self.steps.count, self.batch_size))
+    def draw(self) -> Tensor:
+        """All that is random of a batch, (B,)."""
+        return self._draw(self.steps.count, self.batch_size)
 
     def advance(self, step_B: Tensor) -> Batch:
         """All of a batch but what is random, as a function of tensors that can be compiled."""
@@ -182,13 +205,11 @@ class StreamSampler(_Sampler):
         self.position = (timestep // context * context).view(groups, batch_size)
         self.restart = torch.ones_like(self.episode, dtype=torch.bool)
 
-    def next(self, turn: int) -> Batch:
-        """The next batch of the group whose turn it is; turns count from 0, one for each update."""
-        fresh_B = self._draw(len(self.steps.starts) - 1, self.batch_size)
-        group = turn % self.groups
-        return self.advance(self.episode[group], self.position[group], self.restart[group], fresh_B)
+    def draw(self) -> Tensor:
+        """All that is random of a batch, (B,)."""
+        return self._draw(len(self.steps.starts) - 1, self.batch_size)
 
-    def advance(self, episode_B: Tensor, position_B: Tensor, restart_B: Tensor, fresh_B: Tensor) -> Batch:
+    def advance(self, fresh_B: Tensor, episode_B: Tensor, position_B: Tensor, restart_B: Tensor) -> Batch:
         """All of a batch but what is random, as a function of tensors that can be compiled: the chunk of these streams,
         which then go on. They are written in place, where a captured CUDA graph reads them at the next replay."""
         batch = self._gather(episode_B, position_B, restart_B)
