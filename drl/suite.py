@@ -113,7 +113,7 @@ class _Suite:
                     self.became[str(one.folder)] = "skipped"
             except UserError as error:
                 self._failed([str(one.folder)], str(error))
-        if self.cuda and not any(config.model.dropout for _, config in untrained):
+        if self.cuda:
             groups = [list(group) for _, group in itertools.groupby(untrained, key=lambda pair: pair[1])]
         else:
             groups = [[pair] for pair in untrained]

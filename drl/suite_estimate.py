@@ -65,7 +65,7 @@ def told(jobs: Sequence[Job], out: Path, devices: Sequence[str]) -> str:
     with progress(len(known), "job", "measuring") as bar:
         for job in known:
             config, left, seeds = job.runs[0].config, _left(job), len(job.runs)
-            together = seeds if is_cuda(devices[0]) and not config.model.dropout else 1
+            together = seeds if is_cuda(devices[0]) else 1
             measured = _Measured(config, spaces[job.task], together)
             updates += left.updates
             episodes += sum(left.episodes.values())

@@ -61,12 +61,8 @@ def train_together(
             the disk refuses a checkpoint.
         Stopped: a signal came; the update that it met is done and saved.
     """
-    device = configs[0].device
     if share.size > 1 and (len(configs) > 1 or configs[0].model.dropout):
         raise UserError("processes can share neither several seeds nor dropout; name one --seed, add --model.dropout 0")
-    if len(configs) > 1 and configs[0].model.dropout and is_cuda(device):
-        raise UserError("several seeds on one GPU cannot draw dropout as each alone would; add --model.dropout 0, or "
-                        "train one --seed at a time")
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.raised())
         if share.first:
@@ -76,7 +72,7 @@ def train_together(
         pasts = [checkpoints.resume(folder, share.first) if resume else None for folder in folders]
         for folder, config, past in zip(folders, configs, pasts, strict=True):
             _check_run(folder, config, store, past, resume)
-        steps, runs = Steps(store, device, configs[0].train.best_episodes), []
+        steps, runs = Steps(store, configs[0].device, configs[0].train.best_episodes), []
         for config, folder, past in zip(configs, folders, pasts, strict=True):
             trainer = Trainer(config, store, steps, share)
             if past is not None:

@@ -273,3 +273,18 @@ def test_left_to_itself_it_fuses_in_half_precision_on_a_gpu_alone(monkeypatch):
         residual_mlp(*tensors)
 
     assert fused == ([torch.float32] if DEVICE == "cuda" else [])
+
+
+def test_models_side_by_side_have_what_each_has_alone():
+    several = [random_tensors(2, 3) for _ in range(3)]
+    wide = [torch.stack(parts).repeat(1, 2, *[1] * (parts[0].ndim - 1)) for parts in zip(*several, strict=True)]
+    # rows that are not dense, as those of models that train together are
+    leaves = [part[:, : part.shape[1] // 2].detach().requires_grad_() for part in wide]
+    weights = torch.randn(2, 3, 32, generator=torch.Generator(DEVICE).manual_seed(1))  # as with_gradients has them
+
+    together = torch.vmap(lambda *tensors: residual_mlp(*tensors, backend="triton"))(*leaves)
+
+    actual = [together, *torch.autograd.grad(together, leaves, weights.expand(3, -1, -1, -1))]
+    for row, tensors in enumerate(several):
+        expected = with_gradients(tensors, backend="triton")
+        torch.testing.assert_close([part[row].detach() for part in actual], expected, rtol=1e-4, atol=1e-4)

@@ -656,14 +656,6 @@ def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path):
         train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
 
 
-def test_several_seeds_with_dropout_on_one_gpu_are_refused(tmp_path):
-    configs = [dataclasses.replace(make_config(seed=seed), device="cuda") for seed in (0, 1)]
-    with pytest.raises(UserError) as caught:
-        train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
-    assert str(caught.value) == ("several seeds on one GPU cannot draw dropout as each alone would; add "
-                                 "--model.dropout 0, or train one --seed at a time")
-
-
 def test_a_run_of_before_precision_was_an_option_goes_on(tmp_path):
     train(make_config(updates=1, precision="auto", compile="auto"), make_store(), tmp_path / "run")
     folder = train(make_config(updates=1), make_store(), tmp_path / "run", resume=True)

@@ -1,6 +1,7 @@
 """The token-wise kernels as torch operators; a second derivative is not there."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
@@ -52,3 +53,22 @@ def _backward(ctx, d_out):
 
 
 residual_mlp.register_autograd(_backward, setup_context=_keep)
+
+
+@residual_mlp.register_vmap
+def _(info, dims, *inputs):
+    """Several models side by side, each with weights of its own: products of stacks of matrices, by torch's operators,
+    in the dtypes of the kernels."""
+    *tensors, eps = inputs
+    x, *parameters = (
+        part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+        for part, dim in zip(tensors, dims)
+    )
+    weight_in, weight_out = parameters[2], parameters[4]
+    norm_weight, norm_bias, bias_in, bias_out = (parameters[index][:, None] for index in (0, 1, 3, 5))
+    rows = x.flatten(1, -2)
+    with torch.autocast(x.device.type, enabled=False):
+        read = F.layer_norm(rows.float(), rows.shape[-1:], eps=eps) * norm_weight + norm_bias
+        hidden = F.gelu(torch.baddbmm(bias_in.to(weight_in.dtype), read.to(weight_in.dtype), weight_in.mT))
+        out = rows + torch.baddbmm(bias_out.to(weight_out.dtype), hidden, weight_out.mT)
+    return out.to(x.dtype).view_as(x), 0
