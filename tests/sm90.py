@@ -20,11 +20,24 @@ from drl.kernels.triton import backward, forward, launch, mlp, step, token_wise_
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 FLAGS = ("mask", "restart")
+HEADS = 4  # numbers in a decay
 DISASSEMBLER = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles) -> dict[str, int]:
     """Registers of a thread and bytes of its stack; tensors named in `in_dtype` are of `dtype`, others float32."""
+    built = assembled(kernel, constants, dtype, in_dtype, tiles)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        command = [DISASSEMBLER, "-res-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", shown).groups()
+    return {"registers": int(registers), "stack": int(stack)}
+
+
+def assembled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles):
+    """What Triton's compiler makes of it."""
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -33,6 +46,8 @@ def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles) 
         aligned = True
         if name == "eps":
             signature[name], aligned = "fp32", False
+        elif name in ("rates", "decay"):
+            signature[name], aligned = ("fp32",) * HEADS, False
         elif name in ("T", "H", "N", "tokens"):
             signature[name], aligned = "i32", False
         elif re.search("_(row|token|head)$", name):
@@ -42,14 +57,7 @@ def compiled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles) 
         if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "maxnreg": getattr(tiles, "registers", None)}
-    built = triton.compile(ASTSource(kernel, signature, values, attributes), GPUTarget("cuda", 90, 32), options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        command = [DISASSEMBLER, "-res-usage", file.name]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", shown).groups()
-    return {"registers": int(registers), "stack": int(stack)}
+    return triton.compile(ASTSource(kernel, signature, values, attributes), GPUTarget("cuda", 90, 32), options)
 
 
 def usage(T: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
