@@ -61,7 +61,7 @@ def assembled(kernel, constants: dict, dtype: torch.dtype, in_dtype: str, tiles)
 
 
 def usage(T: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
-    """Forward and backward as in training: a given state, masks, restarts."""
+    """Forward and backward as in training: a given state, masks, restarts; without and with a memory that fades."""
     C = launch.chunk(T, dtype)
     one, shape = T <= C, {"K": D, "V": D, "C": C, "MAP": "elu1", "MASK": True} | ({"N": 1} if T <= C else {})
     ahead, back = launch.forward_tiles(D, D, dtype), launch.backward_tiles(D, D, dtype, programs=256)
@@ -70,10 +70,25 @@ def usage(T: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
                        "ONE_CHUNK": one}
     back_constants = {"WHOLE_K": whole_k, "WHOLE_V": whole_v, "SPLIT": back.split, "SPLIT_K": back.K, "SPLIT_V": back.V,
                       "RESTART": one, "PAST": True, "FUTURE": not one, "BEFORE": False}
-    return {
-        "forward": compiled(forward.forward, shape | ahead_constants, dtype, "q k v out", ahead),
-        "backward": compiled(backward.backward, shape | back_constants, dtype, "q k v out d_out dq dk dv", back),
-    }
+    kernels = {"forward": (forward.forward, shape | ahead_constants, dtype, "q k v out", ahead),
+               "backward": (backward.backward, shape | back_constants, dtype, "q k v out d_out dq dk dv", back)}
+    if not one:
+        block_v, warps = min(whole_v, 64), 8 if whole_k > 64 else 4
+        states_constants = {"BLOCK_K": whole_k, "BLOCK_V": block_v, "WHOLE_V": whole_v, "RESTART": True,
+                            "AFTER": False, "BEFORE": False}
+        kernels["states"] = (backward.states, shape | states_constants, dtype, "q out d_out",
+                             launch.Tiles(whole_k, block_v, warps, stages=2))
+    return faded_and_not(kernels)
+
+
+def faded_and_not(kernels: dict[str, tuple]) -> dict[str, dict[str, int]]:
+    """Each without and with a decay."""
+    used = {}
+    for name, (kernel, constants, *rest) in kernels.items():
+        faded, = {"rates", "decay"}.intersection(kernel.arg_names)
+        used[name] = compiled(kernel, constants | {faded: None}, *rest)
+        used[f"{name}, fading"] = compiled(kernel, constants, *rest)
+    return used
 
 
 def token_wise_usage(tokens: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
@@ -88,8 +103,7 @@ def token_wise_usage(tokens: int, D: int, dtype: torch.dtype) -> dict[str, dict[
         "mlp forward": compiled(mlp.forward, shapes[0], dtype, "weight_in weight_out", ahead),
         "mlp backward": compiled(mlp.backward, shapes[1] | {"ROUND": True}, dtype, f"weight_in weight_out {written}",
                                  back),
-        "step": compiled(step.step, few, dtype, "q k v out", launch.Tiles(32, 32, warps=1)),
-    }
+    } | faded_and_not({"step": (step.step, few, dtype, "q k v out", launch.Tiles(32, 32, warps=1))})
 
 
 if __name__ == "__main__":
