@@ -170,26 +170,28 @@ def _run(
     if decay is not None:
         fading.check(decay, k.shape[2])
     backend, past = choose(backend, v), state or (None, None)
-    if decay is None or min(decay) == 1:
-        out, *after = _plain(backend, fused, tensors, *past, mask, restart, feature_map, eps)
+    if decay is not None and min(decay) == 1:
+        decay = None
+    if backend == "triton":
+        out, *after = fused(*tensors, *past, mask, restart, decay, feature_map, eps)
+    elif decay is None:
+        out, *after = _plain(backend, tensors, *past, mask, restart, feature_map, eps)
     elif backend == "reference":
         out, *after = _torch(backend, q, k, v, *past, mask, restart, feature_map, eps, decay)
     else:
-        apart = triton.attend if fused is triton.attend_packed else fused  # weighted, they are no longer packed
-        low = backend in FUSED and v.dtype == torch.bfloat16  # float16 has too small a range for weights
         out, *after = fading.attend(
-            lambda q, k, v, kv, z, restart: _plain(backend, apart, (q, k, v), kv, z, None, restart, "identity", eps),
-            q, k, v, *past, mask, restart, FEATURE_MAPS[feature_map], decay, _exact(v), v.dtype if low else _exact(v)
+            lambda q, k, v, kv, z, restart: _plain(backend, (q, k, v), kv, z, None, restart, "identity", eps),
+            q, k, v, *past, mask, restart, FEATURE_MAPS[feature_map], decay, _exact(v),
+            v.dtype if backend == "cpu" else _exact(v)
         )
         out = out.to(v.dtype)
     return out, LinearAttentionState(*after)
 
 
-def _plain(backend, fused, tensors, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention that forgets nothing, by any backend."""
-    if backend in FUSED:
-        attend = cpu.attend if backend == "cpu" else lambda tensors, *rest: fused(*tensors, *rest)
-        return attend(tensors, kv, z, mask, restart, feature_map, eps)
+def _plain(backend, tensors, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention that forgets nothing, by any backend but Triton's."""
+    if backend == "cpu":
+        return cpu.attend(tensors, kv, z, mask, restart, feature_map, eps)
     q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
     return _torch(backend, q, k, v, kv, z, mask, restart, feature_map, eps)
 

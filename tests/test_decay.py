@@ -1,12 +1,13 @@
 """A past that fades: every backend gives what the recurrence gives, whose numbers here are also made by hand.
 
-Tolerances are those of tests/test_kernels.py: weighting keys and queries adds rounding, not drift.
+Tolerances are those of tests/test_kernels.py: what weighs keys and queries adds rounding, not drift.
 """
 
 import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from test_kernels import (
     BACKENDS,
     DEVICE,
@@ -42,11 +43,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Triton's in
 # half gone after three quarters of a token, after 12 and after 10^9, which float32 cannot tell from never
 DECAY = tuple(2 ** (-1 / tokens) for tokens in (0.75, 12.0, 1e9))
 OTHERS = [name for name in BACKENDS if name != "reference"]
-# decay is wrapped around backends: Triton's, slow in its interpreter, is seen forward, backward and stepping
-RARELY = pytest.mark.parametrize("backend", [
-    pytest.param(name, marks=pytest.mark.slow) if name == "triton" and not torch.cuda.is_available() else name
-    for name in BACKENDS
-])
 LOW = {torch.bfloat16: ["chunked", "triton", "cpu"], torch.float16: ["chunked", "triton"]}
 PASTS = pytest.mark.parametrize("past", ["empty", "given"])
 
@@ -58,6 +54,15 @@ BFLOAT16 = 5e-3
 def few(T: int, backend: str) -> int:
     """T tokens, or two chunks where Triton's interpreter runs them."""
     return min(T, 19) if backend == "triton" and DEVICE == "cpu" else T
+
+
+def on_each(backends: list[str], *lengths: int):
+    """Each of them with every length, but for the lengths that `few` makes alike."""
+    pairs = {(few(T, backend), backend): None for backend in backends for T in lengths}
+    return pytest.mark.parametrize(("T", "backend"), list(pairs))
+
+
+EACH = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def options(T: int) -> dict:
@@ -88,7 +93,7 @@ def test_three_tokens_by_hand(backend, eps, expected):
     assert (state.kv.item(), state.z.item()) == (7.5, 1.75)
 
 
-@RARELY
+@EACH
 def test_the_output_is_a_mean_whose_weights_halve_with_each_half_life(backend):
     T = few(131, backend)
     q, k, v = random_inputs(T, FINEST[backend])
@@ -103,9 +108,7 @@ def test_the_output_is_a_mean_whose_weights_halve_with_each_half_life(backend):
 
 
 @PASTS
-@pytest.mark.parametrize(("T", "backend"), [
-    (T, backend) for backend in OTHERS for T in (1, 2, 60, 61, 62, 63, 131, 200) if T == few(T, backend)
-])
+@on_each(OTHERS, 1, 2, 60, 61, 62, 63, 131, 200)
 def test_every_backend_matches_the_recurrence_forward_and_backward(T, backend, past):
     dtype = FINEST[backend]
     inputs, past, given = random_inputs(T, dtype), random_state(dtype) if past == "given" else None, options(T)
@@ -113,6 +116,16 @@ def test_every_backend_matches_the_recurrence_forward_and_backward(T, backend, p
     assert_close(operator(backend, **given)(*inputs, past), operator("reference", **given)(*inputs, past), dtype)
     assert_close(gradients(operator(backend, **given), inputs, past),
                  gradients(operator("reference", **given), inputs, past), dtype)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton")
+def test_the_split_backward_of_wide_heads_matches_the_recurrence():
+    wide, T = 65, 17
+    inputs = [torch.randn(1, T, 2, wide) for _ in range(3)]
+    past = LinearAttentionState(torch.randn(1, 2, wide, wide), torch.rand(1, 2, wide))
+    given = {"decay": DECAY[:2], "mask": options(T)["mask"][:1]}
+    assert_close(gradients(operator("triton", **given), inputs, past),
+                 gradients(operator("reference", **given), inputs, past), torch.float32)
 
 
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
@@ -178,14 +191,14 @@ def alone(q, k):
     return (phi(q) * phi(k)).sum(-1, keepdim=True)
 
 
-@RARELY
+@EACH
 def test_where_nothing_decays_every_bit_is_that_of_the_plain_operator(backend):
     inputs, past = random_inputs(few(67, backend)), random_state()
     for decay in (None, (1.0, 1.0, 1.0)):
         assert_same(operator(backend, decay=decay)(*inputs, past), operator(backend)(*inputs, past))
 
 
-@RARELY
+@EACH
 def test_a_packed_projection_gives_what_its_parts_give(backend):
     T = few(131, backend)
     packed, past = torch.randn(B, T, 3, H, K), LinearAttentionState(torch.randn(B, H, K, K), torch.rand(B, H, K))
@@ -205,10 +218,11 @@ def test_a_packed_projection_gives_what_its_parts_give(backend):
 
 
 @pytest.mark.parametrize(("backend", "cut"), [
-    (backend, cut) for backend in OTHERS if backend != "triton" for cut in (17, 61, 129)
+    pytest.param(backend, cut, marks=pytest.mark.slow if few(131, backend) < 131 else ())
+    for backend in OTHERS for cut in (17, 61, 129) if cut < few(131, backend)
 ])
 def test_two_parts_are_the_whole_forward_state_and_gradients(backend, cut):
-    dtype, T = FINEST[backend], 131
+    dtype, T = FINEST[backend], few(131, backend)
     inputs, past, given = random_inputs(T, dtype), random_state(dtype), options(T)
     first, second = ({"decay": DECAY, "mask": given["mask"][:, part]} for part in (slice(cut), slice(cut, None)))
 
@@ -238,8 +252,7 @@ def test_stepping_matches_attending(backend, tokens, past):
 
 
 @pytest.mark.parametrize("feature_map", ["elu1", "identity"])
-@RARELY
-@pytest.mark.parametrize("T", [35, 131])
+@on_each(BACKENDS, 35, 131)
 def test_the_future_is_invisible_whatever_finite_values_it_holds(T, backend, feature_map):
     inputs, past = random_inputs(T), random_state()
     call = operator(backend, decay=DECAY, feature_map=feature_map)
@@ -254,8 +267,7 @@ def test_the_future_is_invisible_whatever_finite_values_it_holds(T, backend, fea
 
 
 @pytest.mark.parametrize("feature_map", ["elu1", "identity"])
-@RARELY
-@pytest.mark.parametrize("T", [67])
+@on_each(BACKENDS, 67)
 def test_whatever_a_masked_token_holds_reaches_no_other_output_and_no_state(T, backend, feature_map):
     q, k, v = random_inputs(T)
     given = options(T) | {"feature_map": feature_map}
@@ -269,7 +281,7 @@ def test_whatever_a_masked_token_holds_reaches_no_other_output_and_no_state(T, b
     assert_same(other_state, state)
 
 
-@RARELY
+@EACH
 def test_masked_tokens_might_as_well_not_be_there(backend):
     dtype, T = FINEST[backend], few(131, backend)
     inputs, mask_T = random_inputs(T, dtype), torch.rand(T) < 0.6
@@ -280,14 +292,14 @@ def test_masked_tokens_might_as_well_not_be_there(backend):
     assert_close((out[:, mask_T], state), expected, dtype)
 
 
-@RARELY
+@EACH
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_a_step_of_masked_tokens_gives_back_the_state_bit_for_bit(tokens, backend):
     past, mask = random_state(), torch.zeros(B, tokens, dtype=torch.bool)
     assert_same(linear_attention_step(*random_inputs(tokens), past, mask=mask, decay=DECAY, backend=backend)[1], past)
 
 
-@RARELY
+@EACH
 def test_a_row_that_restarts_has_no_past_and_no_gradient_flows_into_it(backend):
     restart, T = torch.tensor([True, False]), few(131, backend)
     inputs, past = random_inputs(T), random_state()
@@ -300,6 +312,32 @@ def test_a_row_that_restarts_has_no_past_and_no_gradient_flows_into_it(backend):
 
 
 # Programs
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton")
+def test_the_fused_kernels_fade_by_themselves():
+    packed = torch.randn(B, 5, 3, H, K, requires_grad=True)
+    (kv, z), given = LinearAttentionState(torch.randn(B, H, K, K), torch.rand(B, H, K)), options(5)
+
+    def operators(decay) -> list[str]:
+        """What torch is asked to do, forward, backward and in a step."""
+        seen = []
+
+        class Listen(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                seen.append(str(function))
+                return function(*args, **kwargs or {})
+
+        with Listen():
+            out, after = linear_attention_packed(
+                packed, LinearAttentionState(kv, z), **given | {"decay": decay}, backend="triton"
+            )
+            torch.autograd.grad(out.sum() + after.kv.sum(), packed)
+            three = packed.detach()[:, :3].unbind(2)
+            linear_attention_step(*three, LinearAttentionState(kv, z), decay=decay, backend="triton")
+        return seen
+
+    assert operators(DECAY) == operators(None)
 
 
 def test_torch_compile_sees_one_graph_with_its_segments_and_its_gradient():
@@ -341,7 +379,7 @@ def test_torch_export_makes_a_program_for_any_number_of_rows():
     ((math.nan, 0.5, 0.5), r"decay must be in \(0, 1\], got nan"),
     ((math.inf, 0.5, 0.5), r"decay must be in \(0, 1\], got inf"),
 ])
-@RARELY
+@EACH
 def test_a_decay_that_is_none_is_refused(backend, decay, message):
     q, k, v = random_inputs(3)
     for call in (linear_attention, linear_attention_step):

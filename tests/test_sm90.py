@@ -11,17 +11,20 @@ import pytest
 pytest.importorskip("triton")
 
 
+ATTENTION = {"forward", "forward, fading", "backward", "backward, fading"}
+TOKEN_WISE = {"mlp forward", "mlp backward", "step", "step, fading"}
 SPILLS = 64  # bytes of a thread's stack: what the large blocks of the MLP's backward spill, the fastest nonetheless
 
 
 @pytest.mark.parametrize(
     ("tokens", "width", "kernels", "most"),
     [
-        (60, 32, {"forward", "backward"}, 0),
-        (60, 64, {"forward", "backward"}, 0),
-        (600, 32, {"forward", "backward"}, 0),
-        (3840, 128, {"mlp forward", "mlp backward", "step"}, 0),
-        (245760, 128, {"mlp forward", "mlp backward", "step"}, SPILLS),
+        (30, 32, ATTENTION, 0),
+        (60, 32, ATTENTION, 0),
+        (60, 64, ATTENTION, 0),
+        (600, 32, ATTENTION | {"states", "states, fading"}, 0),
+        (3840, 128, TOKEN_WISE, 0),
+        (245760, 128, TOKEN_WISE, SPILLS),
     ],
 )
 @pytest.mark.slow

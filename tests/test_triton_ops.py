@@ -14,6 +14,7 @@ from drl.kernels.triton import ops  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 B, T, H, K = 2, 5, 2, 16
+DECAYS = pytest.mark.parametrize("decay", [None, (0.5, 0.9)])
 
 
 @pytest.fixture(autouse=True)
@@ -30,35 +31,37 @@ def parts(gradient=True) -> list[torch.Tensor]:
     return [torch.randn(B, T, H, K, requires_grad=gradient) for _ in range(3)]
 
 
-@pytest.mark.parametrize("past", ["empty", "given"])
-def test_the_operators_are_what_they_tell_torch(past):
+@pytest.mark.parametrize(("past", "decay"), [("empty", None), ("given", (0.5, 0.9))])
+def test_the_operators_are_what_they_tell_torch(past, decay):
     mask, restart = torch.rand(B, T) < 0.6, torch.tensor([True, False])
     before = state() if past == "given" else (None, None)
     packed = torch.randn(B, T, 3, H, K, requires_grad=True)
-    opcheck(ops._attend, (*parts(), *before, mask, restart, "elu1", 1e-6, True))
-    opcheck(ops._attend_packed, (packed, *before, mask, restart, "elu1", 1e-6, True))
+    opcheck(ops._attend, (*parts(), *before, mask, restart, decay, "elu1", 1e-6, True))
+    opcheck(ops._attend_packed, (packed, *before, mask, restart, decay, "elu1", 1e-6, True))
 
 
-def test_the_step_and_the_backwards_are_what_they_tell_torch():
+@DECAYS
+def test_the_step_and_the_backwards_are_what_they_tell_torch(decay):
     q, k, v = parts(gradient=False)
     before, after = state(gradient=False), state(gradient=False)
-    out, _, _, *kept = ops._attend(q, k, v, *before, None, None, "elu1", 1e-6, True)
+    out, _, _, *kept = ops._attend(q, k, v, *before, None, None, decay, "elu1", 1e-6, True)
     packed = torch.stack([q, k, v], dim=2)
     d_out = torch.randn_like(out)
     checks = ("test_schema", "test_faketensor")  # neither has a gradient of its own
-    opcheck(ops._step, (q[:, :3], k[:, :3], v[:, :3], *before, None, None, "elu1", 1e-6), test_utils=checks)
+    opcheck(ops._step, (q[:, :3], k[:, :3], v[:, :3], *before, None, None, decay, "elu1", 1e-6), test_utils=checks)
     for wanted in (True, False):
-        rest = (*before, None, None, out, *kept, d_out, *after, "elu1", wanted)
+        rest = (*before, None, None, out, *kept, d_out, *after, decay, "elu1", wanted)
         opcheck(ops._attend_backward, (q, k, v, *rest), test_utils=checks)
         opcheck(ops._attend_packed_backward, (packed, *rest), test_utils=checks)
 
 
-def test_an_exported_layer_computes_what_it_did_for_other_numbers_of_rows_too():
+@DECAYS
+def test_an_exported_layer_computes_what_it_did_for_other_numbers_of_rows_too(decay):
     class Layer(torch.nn.Module):
         def forward(self, packed, kv, z):
-            out, after = linear_attention_packed(packed, LinearAttentionState(kv, z), backend="triton")
+            out, after = linear_attention_packed(packed, LinearAttentionState(kv, z), decay=decay, backend="triton")
             three = packed[:, :3].unbind(2)
-            acted, last = linear_attention_step(*three, after, backend="triton")
+            acted, last = linear_attention_step(*three, after, decay=decay, backend="triton")
             return out, acted, *last
 
     def arguments(rows):
@@ -75,11 +78,12 @@ def test_an_exported_layer_computes_what_it_did_for_other_numbers_of_rows_too():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_torch_compile_sees_one_graph_and_gives_the_same_gradients():
+@DECAYS
+def test_torch_compile_sees_one_graph_and_gives_the_same_gradients(decay):
     packed, (kv, z) = torch.randn(B, T, 3, H, K, requires_grad=True), state()
 
     def function(packed, kv, z):
-        out, after = linear_attention_packed(packed, LinearAttentionState(kv, z), backend="triton")
+        out, after = linear_attention_packed(packed, LinearAttentionState(kv, z), decay=decay, backend="triton")
         return (out * 2).square().sum() + after.kv.sum() + after.z.square().sum()
 
     expected = torch.autograd.grad(function(packed, kv, z), (packed, kv, z))

@@ -65,25 +65,25 @@ def refuses_mlp(x: Tensor, weight_in: Tensor, dtype: torch.dtype) -> str | None:
     return None
 
 
-def attend(q, k, v, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+def attend(q, k, v, kv, z, mask, restart, decay, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
     """Output and outgoing kv, z; arguments as in linear_attention, None where there is no state."""
     from drl.kernels.triton import ops
 
-    return ops.attend(q, k, v, kv, z, mask, restart, feature_map, eps)
+    return ops.attend(q, k, v, kv, z, mask, restart, decay, feature_map, eps)
 
 
-def attend_packed(qkv, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+def attend_packed(qkv, kv, z, mask, restart, decay, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
     """`attend` on qkv (B, T, 3, H, K)."""
     from drl.kernels.triton import ops
 
-    return ops.attend_packed(qkv, kv, z, mask, restart, feature_map, eps)
+    return ops.attend_packed(qkv, kv, z, mask, restart, decay, feature_map, eps)
 
 
-def attend_step(q, k, v, kv, z, mask, restart, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
+def attend_step(q, k, v, kv, z, mask, restart, decay, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
     """`attend` for a few tokens, without gradient."""
     from drl.kernels.triton import ops
 
-    return ops.step(q, k, v, kv, z, mask, restart, feature_map, eps)
+    return ops.step(q, k, v, kv, z, mask, restart, decay, feature_map, eps)
 
 
 def residual_mlp(x, norm_weight, norm_bias, weight_in, bias_in, weight_out, bias_out, eps) -> Tensor:

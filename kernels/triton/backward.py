@@ -19,17 +19,22 @@ Hopper by Triton 3.4 to 3.7 (fla-org/flash-linear-attention, issue 640).
 import triton
 import triton.language as tl
 
-from drl.kernels.triton.tiles import dot, finite, load_tile, phi, phi_backward, store_tile, within
+from drl.kernels.triton.tiles import (
+    counted, dot, faded, finite, load_tile, of_head, phi, phi_backward, store_tile, within,
+)  # fmt: skip
 
 
 @triton.jit
 def states(
-    q, restart, out, denominators, d_out, d_kv_after, d_z_after, d_kv_chunks, d_z_chunks, d_kv_before, d_z_before,
-    q_row, q_token, q_head, T, H,
+    q, mask, restart, out, denominators, d_out, d_kv_after, d_z_after, d_kv_chunks, d_z_chunks,
+    d_kv_before, d_z_before,
+    q_row, q_token, q_head, T, H, rates,
     N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    WHOLE_V: tl.constexpr, MAP: tl.constexpr, RESTART: tl.constexpr, AFTER: tl.constexpr, BEFORE: tl.constexpr,
+    WHOLE_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr, RESTART: tl.constexpr, AFTER: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the state after each chunk, and of the one before the first (BEFORE)."""
+    """Gradients of the state after each chunk, and of the one before the first (BEFORE). The mask only tells at which
+    tokens something fades."""
     row_head = tl.program_id(0)
     row, head = (row_head // H).to(tl.int64), row_head % H
     row_head = row_head.to(tl.int64)
@@ -49,6 +54,7 @@ def states(
     if AFTER:
         d_kv = tl.load(d_kv_after + row_head * K * V + square, mask=in_square, other=0.0)
         d_z = tl.load(d_z_after + row_head * K + features, mask=within(features, K), other=0.0)
+    rate = None if rates is None else of_head(rates, head)
     i = tl.arange(0, C)
     for step in range(N):
         n = N - 1 - step
@@ -58,16 +64,20 @@ def states(
         g_CV = load_tile(d_out, H * V, first, T, values, V, C)
         denominator_C = tl.load(denominators + first + i, mask=first + i < T, other=1.0)
         tl.store(d_kv_chunks + chunk * K * V + square, d_kv, mask=in_square)
-        q_CK = phi(q_CK.to(tl.float32), MAP).to(dtype)
+        counts = first + i < T
+        if MASK and rate is not None:
+            counts = counts & (tl.load(mask + row * T + first + i, mask=counts, other=0) != 0)
+        p_C, p = counted(counts, rate)
+        q_CK = faded(phi(q_CK.to(tl.float32), MAP), rate, p_C[:, None]).to(dtype)
         g_CV = finite(g_CV.to(tl.float32) * (1 / denominator_C)[:, None], dtype)
-        d_kv += dot(tl.trans(q_CK), g_CV, dtype)
+        d_kv = faded(d_kv, rate, p) + dot(tl.trans(q_CK), g_CV, dtype)
         if first_block:
             tl.store(d_z_chunks + chunk * K + features, d_z, mask=within(features, K))
             whole_g_CV = load_tile(d_out, H * V, first, T, all_values, V, C).to(tl.float32)
             whole_g_CV *= (1 / denominator_C)[:, None]
             out_CV = load_tile(out, H * V, first, T, all_values, V, C).to(tl.float32)
             d_C = -tl.sum(finite(whole_g_CV, dtype).to(tl.float32) * out_CV, axis=1)
-            d_z += tl.sum(q_CK.to(tl.float32) * d_C[:, None], axis=0)
+            d_z = faded(d_z, rate, p) + tl.sum(q_CK.to(tl.float32) * d_C[:, None], axis=0)
     if BEFORE:
         if RESTART:
             forgets = tl.load(restart + row) != 0
@@ -83,7 +93,7 @@ def backward(
     dq, dk, dv, d_kv_before, d_z_before,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
     dq_row, dq_token, dq_head, dk_row, dk_token, dk_head, dv_row, dv_token, dv_head,
-    T, H,
+    T, H, rates,
     N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, WHOLE_K: tl.constexpr, WHOLE_V: tl.constexpr,
     SPLIT: tl.constexpr, SPLIT_K: tl.constexpr, SPLIT_V: tl.constexpr, MAP: tl.constexpr, MASK: tl.constexpr,
     RESTART: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, BEFORE: tl.constexpr,
@@ -119,20 +129,21 @@ def backward(
         d_z_before + row_head * K,
     )
     strides = (q_token, k_token, v_token, dq_token, dk_token, dv_token)
+    rate = None if rates is None else of_head(rates, head)
     if not SPLIT:
-        _chunk(tensors, strides, n * C, T, H, 0, 0, K, V, C, WHOLE_K, WHOLE_V, True, True,
+        _chunk(tensors, strides, rate, n * C, T, H, 0, 0, K, V, C, WHOLE_K, WHOLE_V, True, True,
                MAP, MASK, RESTART, PAST, FUTURE, BEFORE)
     elif part < PARTS_K:
-        _chunk(tensors, strides, n * C, T, H, part * SPLIT_K, 0, K, V, C, SPLIT_K, WHOLE_V, True, False,
+        _chunk(tensors, strides, rate, n * C, T, H, part * SPLIT_K, 0, K, V, C, SPLIT_K, WHOLE_V, True, False,
                MAP, MASK, RESTART, PAST, FUTURE, BEFORE)
     else:
-        _chunk(tensors, strides, n * C, T, H, 0, (part - PARTS_K) * SPLIT_V, K, V, C, WHOLE_K, SPLIT_V, False, True,
-               MAP, MASK, RESTART, PAST, FUTURE, BEFORE)
+        _chunk(tensors, strides, rate, n * C, T, H, 0, (part - PARTS_K) * SPLIT_V, K, V, C, WHOLE_K, SPLIT_V, False,
+               True, MAP, MASK, RESTART, PAST, FUTURE, BEFORE)
 
 
 @triton.jit
 def _chunk(
-    tensors, strides, first, T, H, first_feature, first_value, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+    tensors, strides, rate, first, T, H, first_feature, first_value, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, OF_QK: tl.constexpr, OF_V: tl.constexpr, MAP: tl.constexpr,
     MASK: tl.constexpr, RESTART: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
@@ -176,7 +187,10 @@ def _chunk(
     SELECT_K: tl.constexpr = MASK or ((BLOCK_K - 1) & K) != 0
     counts_CK = counts[:, None] & within(features, K)[None, :]
     q_in, k_in = q_in.to(tl.float32), k_in.to(tl.float32)
-    q_CK = phi(q_in, MAP).to(dtype)
+    p_C, p = counted(counts, rate)
+    q_CK = phi(q_in, MAP)
+    early_q_CK = faded(q_CK, rate, p_C[:, None]).to(dtype)  # as the state before the chunk meets them
+    q_CK = q_CK.to(dtype)
     k_CK = phi(k_in, MAP)
     if SELECT_K:
         k_CK = tl.where(counts_CK, k_CK, 0.0)
@@ -186,40 +200,43 @@ def _chunk(
         # from the rounded G, as W is: W is a difference of nearly equal numbers
         d_C = -tl.sum(g_CV.to(tl.float32) * out_CV.to(tl.float32), axis=1)
         w_CC = dot(g_CV, tl.trans(v_CV), dtype) + d_C[:, None]
-        w_CC = tl.where(i[:, None] >= i[None, :], w_CC, 0.0)
+        w_CC = tl.where(i[:, None] >= i[None, :], faded(w_CC, rate, p_C[:, None] - p_C[None, :]), 0.0)
         w_CC_T = dot(v_CV, tl.trans(g_CV), dtype) + d_C[None, :]
-        w_CC_T = tl.where(i[:, None] <= i[None, :], w_CC_T, 0.0)
+        w_CC_T = tl.where(i[:, None] <= i[None, :], faded(w_CC_T, rate, p_C[None, :] - p_C[:, None]), 0.0)
         if MASK and dtype == tl.float16:  # may be infinite where nothing was seen yet, and infinity times zero is NaN
             w_CC = tl.where(counts[None, :], w_CC, 0.0)
             w_CC_T = tl.where(counts[:, None], w_CC_T, 0.0)
         dq_CK = dot(w_CC, k_CK, dtype)
         dk_CK = dot(w_CC_T, q_CK, dtype)
         if PAST:
-            dq_CK += dot(g_CV, tl.trans(kv.to(dtype)), dtype) + d_C[:, None] * z[None, :]
+            d_past_CK = dot(g_CV, tl.trans(kv.to(dtype)), dtype) + d_C[:, None] * z[None, :]
+            dq_CK += faded(d_past_CK, rate, p_C[:, None])
         if FUTURE:
-            dk_CK += dot(v_CV, tl.trans(d_kv.to(dtype)), dtype) + d_z[None, :]
+            d_future_CK = dot(v_CV, tl.trans(d_kv.to(dtype)), dtype) + d_z[None, :]
+            dk_CK += faded(d_future_CK, rate, (p - p_C)[:, None])
         store_tile(dq, dq_token, first, T, features, K, phi_backward(dq_CK, q_in, MAP), C)
         dk_CK = phi_backward(dk_CK, k_in, MAP)
         if MASK:
             dk_CK = tl.where(counts_CK, dk_CK, 0.0)
         store_tile(dk, dk_token, first, T, features, K, dk_CK, C)
         if BEFORE:
-            d_z_in = tl.sum(q_CK.to(tl.float32) * d_C[:, None], axis=0)
+            d_z_in = tl.sum(early_q_CK.to(tl.float32) * d_C[:, None], axis=0)
             if FUTURE:
-                d_z_in += d_z
+                d_z_in += faded(d_z, rate, p)
             if RESTART:
                 d_z_in = tl.where(forgets, 0.0, d_z_in)
             tl.store(d_z_before + features, d_z_in, mask=within(features, K))
     if OF_V:
-        a_CC_T = tl.where(i[:, None] <= i[None, :], dot(k_CK, tl.trans(q_CK), dtype), 0.0)
+        between_CC_T = p_C[None, :] - p_C[:, None]
+        a_CC_T = tl.where(i[:, None] <= i[None, :], faded(dot(k_CK, tl.trans(q_CK), dtype), rate, between_CC_T), 0.0)
         dv_CV = dot(a_CC_T, g_CV, dtype)
         if FUTURE:
-            dv_CV += dot(k_CK, d_kv, dtype)
+            dv_CV += faded(dot(k_CK, d_kv, dtype), rate, (p - p_C)[:, None])
         store_tile(dv, dv_token, first, T, values, V, dv_CV, C)
         if BEFORE:
-            d_kv_in = dot(tl.trans(q_CK), g_CV, dtype)
+            d_kv_in = dot(tl.trans(early_q_CK), g_CV, dtype)
             if FUTURE:
-                d_kv_in += d_kv
+                d_kv_in += faded(d_kv, rate, p)
             if RESTART:
                 d_kv_in = tl.where(forgets, 0.0, d_kv_in)
             tl.store(d_kv_before + square, d_kv_in, mask=in_square)

@@ -1,6 +1,9 @@
 """From tensors to kernels: tile sizes, strides, and what is allocated. Nothing here looks at a value, waits for the
-device or tunes at run time, so every call can stand in a CUDA graph."""
+device or tunes at run time, so every call can stand in a CUDA graph. `decay`, a number for each head or None, goes to
+the kernels as arguments: nothing is copied for it."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,7 +77,9 @@ def state_buffers(k: Tensor, v: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
     return _floats(v, rows, H, K, v.shape[-1]), _floats(v, rows, H, K)
 
 
-def forward(q, k, v, kv, z, mask, restart, feature_map: str, eps: float, save: bool) -> tuple[Tensor, ...]:
+def forward(
+    q, k, v, kv, z, mask, restart, decay: Sequence[float] | None, feature_map: str, eps: float, save: bool
+) -> tuple[Tensor, ...]:
     """Output, outgoing kv and z, and what the backward needs (empty unless `save`): denominators (B, H, T), kv and z
     before each chunk (B, H, N, ...)."""
     B, T, H, K = k.shape
@@ -86,8 +91,8 @@ def forward(q, k, v, kv, z, mask, restart, feature_map: str, eps: float, save: b
     forward_kernels.forward[(B * H, -(-V // tiles.V))](
         q, k, v, _bytes(mask, q), _bytes(restart, q), _or(kv, q), _or(z, q),
         *buffers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        T, H, eps, N, K=K, V=V, C=C, BLOCK_K=tiles.K, BLOCK_V=tiles.V, MAP=feature_map, MASK=mask is not None,
-        RESTART=restart is not None, STATE=kv is not None, SAVE=save, ONE_CHUNK=N == 1,
+        T, H, eps, _rates(decay), N, K=K, V=V, C=C, BLOCK_K=tiles.K, BLOCK_V=tiles.V, MAP=feature_map,
+        MASK=mask is not None, RESTART=restart is not None, STATE=kv is not None, SAVE=save, ONE_CHUNK=N == 1,
         num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
     )  # fmt: skip
     return buffers
@@ -95,7 +100,7 @@ def forward(q, k, v, kv, z, mask, restart, feature_map: str, eps: float, save: b
 
 def backward(
     gradients: tuple[Tensor, Tensor, Tensor], q, k, v, kv, z, mask, restart, out, denominators, kv_chunks, z_chunks,
-    d_out, d_kv, d_z, feature_map: str, state_gradient: bool
+    d_out, d_kv, d_z, decay: Sequence[float] | None, feature_map: str, state_gradient: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Write the gradients of q, k, v into `gradients` (any strides but a dense last dimension); return those of the
     incoming kv and z (empty unless `state_gradient`)."""
@@ -118,10 +123,10 @@ def backward(
         chunks = _floats(v, B, H, N, K, V), _floats(v, B, H, N, K)
         block_v = min(whole_v, 64)
         backward_kernels.states[(B * H, whole_v // block_v)](
-            q, _bytes(restart, q), out, denominators, d_out, *future, *chunks, *before, *q.stride()[:3], T, H,
-            N, K=K, V=V, C=C, BLOCK_K=whole_k, BLOCK_V=block_v, WHOLE_V=whole_v, MAP=feature_map,
-            RESTART=restart is not None, AFTER=after, BEFORE=state_gradient, num_warps=8 if whole_k > 64 else 4,
-            num_stages=2,
+            q, _bytes(mask, q), _bytes(restart, q), out, denominators, d_out, *future, *chunks, *before,
+            *q.stride()[:3], T, H, _rates(decay), N, K=K, V=V, C=C, BLOCK_K=whole_k, BLOCK_V=block_v, WHOLE_V=whole_v,
+            MAP=feature_map, MASK=mask is not None, RESTART=restart is not None, AFTER=after, BEFORE=state_gradient,
+            num_warps=8 if whole_k > 64 else 4, num_stages=2,
         )  # fmt: skip
         past, future = (kv_chunks, z_chunks), chunks
     parts = -(-K // tiles.K) - (-V // tiles.V) if tiles.split else 1
@@ -129,15 +134,17 @@ def backward(
         q, k, v, _bytes(mask, q), _bytes(restart, q), *past, out, denominators, d_out, *future,
         dq, dk, dv, d_kv_before, d_z_before,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], T, H,
-        N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT=tiles.split, SPLIT_K=tiles.K, SPLIT_V=tiles.V,
-        MAP=feature_map, MASK=mask is not None, RESTART=restart is not None and N == 1, PAST=kv is not None or N > 1,
-        FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps, num_stages=tiles.stages,
-        maxnreg=tiles.registers,
+        _rates(decay), N, K=K, V=V, C=C, WHOLE_K=whole_k, WHOLE_V=whole_v, SPLIT=tiles.split, SPLIT_K=tiles.K,
+        SPLIT_V=tiles.V, MAP=feature_map, MASK=mask is not None, RESTART=restart is not None and N == 1,
+        PAST=kv is not None or N > 1, FUTURE=after or N > 1, BEFORE=state_gradient and N == 1, num_warps=tiles.warps,
+        num_stages=tiles.stages, maxnreg=tiles.registers,
     )  # fmt: skip
     return d_kv_before, d_z_before
 
 
-def step(q, k, v, kv, z, mask, restart, feature_map: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def step(
+    q, k, v, kv, z, mask, restart, decay: Sequence[float] | None, feature_map: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Output and outgoing kv, z of a few tokens."""
     B, T, H, K = k.shape
     V = v.shape[-1]
@@ -146,9 +153,9 @@ def step(q, k, v, kv, z, mask, restart, feature_map: str, eps: float) -> tuple[T
     out, kv_after, z_after = v.new_empty(B, T, H, V), *state_buffers(k, v, True)
     step_kernels.step[(B * H, -(-V // block_v))](
         q, k, v, _bytes(mask, q), _bytes(restart, q), _or(kv, out), _or(z, out), out, kv_after, z_after,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, eps, K=K, V=V, T=T, BLOCK_K=block_k, BLOCK_V=block_v,
-        MAP=feature_map, MASK=mask is not None, RESTART=restart is not None, STATE=kv is not None,
-        num_warps=max(1, block_k * block_v // 1024),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, eps, None if decay is None else tuple(decay),
+        K=K, V=V, T=T, BLOCK_K=block_k, BLOCK_V=block_v, MAP=feature_map, MASK=mask is not None,
+        RESTART=restart is not None, STATE=kv is not None, num_warps=max(1, block_k * block_v // 1024),
     )  # fmt: skip
     return out, kv_after, z_after
 
@@ -164,6 +171,11 @@ def blocks(K: int, V: int) -> tuple[int, int]:
     block_k, block_v = block(K), block(V)
     least = 64 if max(block_k, block_v) >= 64 else 16
     return max(block_k, least), max(block_v, least)
+
+
+def _rates(decay: Sequence[float] | None) -> tuple[float, ...] | None:
+    """Bits that each head forgets at a token."""
+    return None if decay is None else tuple(-math.log2(g) for g in decay)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -4,17 +4,19 @@ once, whatever the number of tokens."""
 import triton
 import triton.language as tl
 
-from drl.kernels.triton.tiles import phi, within
+from drl.kernels.triton.tiles import of_head, phi, within
 
 
 @triton.jit
 def step(
     q, k, v, mask, restart, kv_before, z_before, out, kv_after, z_after,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
-    H, eps,
+    H, eps, decay,
     K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, MAP: tl.constexpr,
     MASK: tl.constexpr, RESTART: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
+    """`decay`: what each head's state is multiplied by before a token that counts; None where nothing fades."""
+    DECAY: tl.constexpr = decay is not None
     row_head = tl.program_id(0)
     row, head = (row_head // H).to(tl.int64), row_head % H
     row_head = row_head.to(tl.int64)
@@ -30,6 +32,9 @@ def step(
             goes_on = tl.load(restart + row) == 0
         kv = tl.load(kv_before + row_head * K * V + square, mask=in_square & goes_on, other=0.0)
         z = tl.load(z_before + row_head * K + features, mask=within(features, K) & goes_on, other=0.0)
+    if DECAY:
+        g = of_head(decay, head)
+        left = g
     for t in tl.static_range(T):
         q_K = tl.load(q + row * q_row + t * q_token + head * q_head + features, mask=within(features, K), other=0.0)
         k_K = tl.load(k + row * k_row + t * k_token + head * k_head + features, mask=within(features, K), other=0.0)
@@ -37,7 +42,12 @@ def step(
         q_K, k_K = phi(q_K.to(tl.float32), MAP), phi(k_K.to(tl.float32), MAP)
         counts = within(features, K)
         if MASK:
-            counts = counts & (tl.load(mask + row * T + t) != 0)
+            shown = tl.load(mask + row * T + t) != 0
+            counts = counts & shown
+            if DECAY:
+                left = tl.where(shown, g, 1.0)
+        if DECAY:
+            kv, z = kv * left, z * left
         k_K = tl.where(counts, k_K, 0.0)
         kv += k_K[:, None] * v_V.to(tl.float32)[None, :]
         z += k_K

@@ -1,4 +1,4 @@
-"""What the kernels share: addresses of tiles, phi and its derivative, products with a stated precision.
+"""What the kernels share: addresses of tiles, phi and its derivative, fading, products with a stated precision.
 
 Dimension key of the kernels: C tokens of a chunk, K features, V values; a tile may be a block of the last two.
 """
@@ -59,6 +59,35 @@ def phi_backward(gradient, x, MAP: tl.constexpr):
     elif MAP == "relu":
         gradient = tl.where(x > 0, gradient, 0.0)
     return gradient
+
+
+@triton.jit
+def of_head(numbers, head):
+    """A head's own of a tuple of numbers, one for each head. They are arguments of a kernel: no memory is read, and
+    other numbers need no other kernel."""
+    number = numbers[0]
+    for other in tl.static_range(1, len(numbers)):
+        number = tl.where(head == other, numbers[other], number)
+    return number
+
+
+@triton.jit
+def counted(counts_C, rate):
+    """How many tokens of a chunk count, up to each and in all: float32, whose product with a rate is rounded once.
+    Nothing that is used where nothing fades (rate None)."""
+    p_C = counts_C.to(tl.int32)
+    if rate is not None:
+        p_C = tl.cumsum(p_C, axis=0)
+    return p_C.to(tl.float32), tl.max(p_C, axis=0).to(tl.float32)
+
+
+@triton.jit
+def faded(x, rate, tokens):
+    """What is left of x after so many tokens, at each of which `rate` bits are forgotten; None: all. After fewer than
+    none all is left: nothing may overflow where zeros will replace the future."""
+    if rate is not None:
+        x = x * tl.exp2(-rate * tl.maximum(tokens, 0.0))
+    return x
 
 
 @triton.jit
