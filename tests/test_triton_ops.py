@@ -90,3 +90,27 @@ def test_torch_compile_sees_one_graph_and_gives_the_same_gradients(decay):
     actual = torch.autograd.grad(torch.compile(function, fullgraph=True)(packed, kv, z), (packed, kv, z))
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@DECAYS
+@pytest.mark.parametrize("past", ["empty", "given"])
+def test_torch_vmap_maps_over_rows_and_gradients_come_back(past, decay):
+    S, mask = 3, torch.rand(3, B, T) < 0.6
+    packed = torch.randn(S, B, T, 3, H, K, requires_grad=True)
+    before = [torch.stack(same).detach() for same in zip(*(state() for _ in range(S)))] if past == "given" else []
+
+    def layer(packed, mask, *before):
+        past = LinearAttentionState(*before) if before else None
+        out, after = linear_attention_packed(packed, past, mask=mask, decay=decay, backend="triton")
+        return out.square().sum() + after.kv.sum(), out
+
+    total, out = torch.vmap(layer)(packed, mask, *before)
+    gradient, = torch.autograd.grad(total.sum(), packed)
+
+    for row in range(S):
+        own = packed[row].detach().requires_grad_()
+        expected, alone = layer(own, mask[row], *(part[row] for part in before))
+        torch.testing.assert_close(out[row], alone, rtol=0, atol=0)
+        torch.testing.assert_close(gradient[row], torch.autograd.grad(expected, own)[0], rtol=0, atol=0)
+    with torch.no_grad():  # nothing is kept for a backward that will not come
+        torch.testing.assert_close(torch.vmap(layer)(packed, mask, *before)[1], out, rtol=0, atol=0)

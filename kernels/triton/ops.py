@@ -117,8 +117,24 @@ def _backward(ctx, d_out, d_kv, d_z, *_):
     return *gradients, *states, *[None] * 6
 
 
+def _fold(operator):
+    """How torch.vmap maps a forward operator: what it maps over goes into the rows."""
+    def mapped(info, dims, *inputs):
+        *inputs, _ = (
+            (part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)).flatten(0, 1)
+            if isinstance(part, Tensor) else part for part, dim in zip(inputs, dims, strict=True)
+        )
+        # asked here: what vmap hands to the doors below never says that it needs a gradient
+        results = operator(*inputs, _needs_gradient(*(part for part in inputs if isinstance(part, Tensor))))
+        rows = [part.unflatten(0, (info.batch_size, len(part) // info.batch_size)) for part in results]
+        return tuple(rows), (0,) * len(rows)
+
+    return mapped
+
+
 for operator in (_attend, _attend_packed):
     operator.register_autograd(_backward, setup_context=_keep)
+    operator.register_vmap(_fold(operator))
 
 
 def attend(q, k, v, kv, z, mask, restart, decay, feature_map, eps) -> tuple[Tensor, Tensor, Tensor]:
