@@ -12,7 +12,7 @@ no longer depends on the query and becomes a state (Katharopoulos et al. 2020, a
     triton/          fused kernels                                              training and acting, on a GPU
     cpu/             compiled: a policy's whole step, and the operator          training and acting, on a CPU
     feature_map.py   phi
-    decay.py         a past that fades, S_t = g S_{t-1} + ..., by any of them
+    decay.py         a past that fades, S_t = g S_{t-1} + ..., where a backend does not do it itself
 
 Beside it stands what a layer does to every token on its own, token_wise.py, in plain torch or as one kernel.
 

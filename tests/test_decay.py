@@ -175,14 +175,15 @@ def test_3000_tokens_do_not_drift(backend, half_life):
         assert relative_error(actual, right) < 1e-5
 
 
-def test_what_hardly_decays_at_all_is_not_forgotten_and_what_decays_at_once_is():
-    q, k, v = random_inputs(200, torch.float64)
+@EACH
+def test_what_hardly_decays_at_all_is_not_forgotten_and_what_decays_at_once_is(backend):
+    dtype = FINEST[backend]
+    q, k, v = random_inputs(few(200, backend), dtype)
     least = float(torch.finfo(torch.float64).tiny)
-    for backend in ("reference", "chunked"):
-        out, _ = linear_attention(q, k, v, decay=(least, 1.0, 1 - 2**-53), backend=backend)
-        plain, _ = linear_attention(q, k, v, backend=backend)
-        assert_close(out[:, :, 1:], plain[:, :, 1:], torch.float64)
-        assert_close(out[:, :, 0], v[:, :, 0] / (1 + 1e-6 / alone(q, k)[:, :, 0]), torch.float64)
+    out, _ = linear_attention(q, k, v, decay=(least, 1.0, 1 - 2**-53), backend=backend)
+    plain, _ = linear_attention(q, k, v, backend=backend)
+    assert_close(out[:, :, 1:], plain[:, :, 1:], dtype)
+    assert_close(out[:, :, 0], v[:, :, 0] / (1 + 1e-6 / alone(q, k)[:, :, 0]), dtype)
 
 
 def alone(q, k):

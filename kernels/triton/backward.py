@@ -10,6 +10,8 @@ after it as an argument, and take one launch. In longer ones `states` first walk
 
 and leaves them behind, so that `backward` then does all chunks at once.
 
+Where memory fades, D, f and l of docs/mathematics.md stand in all of them.
+
 A wide head of a chunk is split between programs (SPLIT): some take a block of features and give that of dQ and dK,
 others a block of values and give that of dV. Nothing is summed between programs, so the result is the same bit for bit
 each time. W^T and A^T are computed as such: a product that is transposed and multiplied again is compiled wrongly for
