@@ -1,5 +1,6 @@
 """Few launches: CUDA graphs, fused kernels, writes in place. The host launches one graph and reads nothing."""
 
+import gc
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
@@ -36,6 +37,7 @@ class Captured:
             torch.cuda.current_stream().wait_stream(self._stream)
             return result
         if key not in self._graphs:
+            gc.collect()  # what Python frees during a capture, such as an older graph, would break it
             graph = torch.cuda.CUDAGraph()
             for generator in generators:
                 graph.register_generator_state(generator)

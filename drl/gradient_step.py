@@ -5,7 +5,7 @@ computation: weights, batches and states have a first dimension S, and what is w
 (torch.vmap), so that every kernel works for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,10 @@ class SideBySide(GradientStep):
     of products may be taken in another order than alone; dropout draws once for all.
     """
 
-    def __init__(self, trainers: Sequence[GradientStep]):
+    def __init__(self, trainers: Sequence[GradientStep], wrap: Callable[[Callable], Callable] = lambda function: function):
+        """`wrap` may compile a function."""
         first = trainers[0]
-        self.trainers = list(trainers)
+        self._samplers, self._guidances = [one.sampler for one in trainers], [one.guidance for one in trainers]
         self.descent = Descent.side_by_side([one.descent for one in trainers])
         self.guidance = first.guidance and Guidance.side_by_side([one.guidance for one in trainers])
         self.sampler = first.sampler.side_by_side([one.sampler for one in trainers])
@@ -81,26 +82,27 @@ class SideBySide(GradientStep):
         self.remember(memory, fresh)
         for one, own in zip(trainers, memory.unbind(1), strict=True):
             one.remember(own, fresh)
-        self._errors = _Errors(first.working)
-        names = [name for name, _ in self._errors.named_parameters()]
+        self._model, self._errors = _Errors(first.working), wrap(self._of_all)
+        names = [name for name, _ in self._model.named_parameters()]
         self._names = [names[index] for index in self.descent.order]
 
     def draw(self, group: int) -> tuple[Batch, Judge | None]:
-        fresh = torch.stack([one.sampler.draw() for one in self.trainers])
+        fresh = torch.stack([sampler.draw() for sampler in self._samplers])
         batch = self.sampler.advance(fresh, *self.sampler.streams(group))
         if not self.guidance:
             return batch, None
-        noise = torch.stack([one.guidance.draw(one.sampler.generator) for one in self.trainers])
-        return batch, self.guidance.judge(noise)
+        pairs = zip(self._guidances, self._samplers, strict=True)
+        return batch, self.guidance.judge(torch.stack([one.draw(sampler.generator) for one, sampler in pairs]))
 
     def errors(self, batch: Batch, past: ModelState, judge: Judge | None) -> tuple:
-        weights = dict(zip(self._names, self.descent.leaves, strict=True))
-        parts = weights, batch, past, judge
+        return self._errors(dict(zip(self._names, self.descent.leaves, strict=True)), batch, past, judge)
+
+    def _of_all(self, *parts) -> tuple:
         rows = tree_map(lambda part: 0 if isinstance(part, Tensor) else None, parts)
         return torch.vmap(self._of_one, rows, randomness="different")(*parts)
 
-    def _of_one(self, weights: dict[str, Tensor], batch: Batch, past: ModelState, judge: Judge | None) -> tuple:
-        return torch.func.functional_call(self._errors, weights, (batch, past, judge))
+    def _of_one(self, weights: dict[str, Tensor], *rest) -> tuple:
+        return torch.func.functional_call(self._model, weights, rest)
 
 
 class _Errors(nn.Module):

@@ -70,6 +70,8 @@ def train(runs: list[Run], tell: Tell) -> None:
         return
     store = read(free[0].config.dataset)
     configs = [resolve(run.adopted(), store) for run in free]
+    if configs[0].train.compile == "on":
+        torch.compiler.reset()  # compiled code is counted, and too much of it is refused
     start, begun = time.perf_counter(), [run.step() for run in free]
     train_together(configs, store, [run.folder for run in free], resume=True)
     seconds = time.perf_counter() - start

@@ -41,13 +41,15 @@ class Trainer(GradientStep):
         self.config, self.store, self.share, self.step = config, store, share, 0
         device, settings, spaces = config.device, config.train, store.spaces
         self._devices = [device] if is_cuda(device) else []
+        if self._devices and settings.precision == "bfloat16":  # what is left in float32, the critics, need not be exact
+            torch.backends.cuda.matmul.allow_tf32 = True
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(config.seed)
             self.model = make(config.model, spaces.observation_dim, spaces.action_dim).to(device)
             if quantile := config.model.return_quantile:
                 caps = store.return_caps(quantile, config.model.max_timesteps)
                 self.model.return_cap.copy_(torch.from_numpy(caps))
-            wrap = compiled if settings.compile == "on" else lambda function: function
+            wrap = self._wrap = compiled if settings.compile == "on" else lambda function: function
             self.guidance = Guidance(settings, store, device, wrap, share) if settings.value_weight else None
             self._random = self._generators()
         self.working = bfloat16_twin(self.model) if settings.precision == "bfloat16" else self.model
@@ -206,8 +208,9 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
         with first.randomness():
             result = first.captured(key, lambda: step.descend(group), generators)
         results = [result] if step is first else list(zip(*result, strict=True))
-        for trainer in trainers:
-            trainer._random = first._random
+        if first.config.model.dropout:
+            for trainer in trainers:
+                trainer._random = first._random
     for trainer in trainers:
         trainer.step += 1
     return results
@@ -216,12 +219,12 @@ def update(trainers: Sequence[Trainer]) -> list[tuple[Tensor, Tensor]]:
 def _beside(trainers: Sequence[Trainer]) -> SideBySide:
     """The one computation of these trainers, made anew where they are not yet, or no longer, rows of the same tensors.
     What graphs were captured of them before wrote to memory that they have left."""
-    beside = trainers[0].beside
-    if beside is None or beside.trainers != list(trainers) or any(one.beside is not beside for one in trainers):
-        beside = SideBySide(trainers)
-        for one in trainers:
-            one.beside, one.captured = beside, Captured(one.config.device)
-    return beside
+    first, place = trainers[0], list(enumerate(trainers))
+    if any(one.beside is None or one.beside != (first.beside[0], row, len(trainers)) for row, one in place):
+        whole = SideBySide(trainers, first._wrap)
+        for row, one in place:
+            one.beside, one.captured = (whole, row, len(trainers)), Captured(one.config.device)
+    return first.beside[0]
 
 
 def bfloat16_twin(model: Model) -> Model:

@@ -19,7 +19,8 @@ from drl.config import Config
 from drl.train import train, train_together
 from drl.trainer import Trainer, update
 
-pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")]
+pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+              pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")]
 SINGLE = dict(rtol=1e-3, atol=1e-5)  # thirty updates let rounding grow
 CASES = [("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows"), ("none", "windows"),
          ("guided", "state_passing")]
@@ -169,7 +170,7 @@ def test_the_host_copies_nothing_to_the_device_once_the_graphs_stand():
         trainer.update()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         for _ in range(6):
             trainer.update()
         torch.cuda.synchronize()
