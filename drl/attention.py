@@ -78,8 +78,16 @@ class SoftmaxAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, state: None, restart: Tensor | None, read: slice = slice(None)
     ) -> tuple[Tensor, None]:
-        """As LinearAttention; padding is on the right, so the causal order alone hides it."""
+        """As LinearAttention; padding is on the right, so the causal order alone hides it.
+
+        Written out: torch's fused operators cannot be mapped over several models (torch.vmap) and compiled.
+        """
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout)
-        return self.out(out_BHTK.transpose(1, 2)[:, read].flatten(2)), None
+        exact = torch.promote_types(x.dtype, torch.float32)  # scores of bfloat16 would be coarse
+        with torch.autocast(x.device.type, enabled=False):
+            scores_BHTT = q_BHTK.to(exact) @ k_BHTK.to(exact).mT * q_BHTK.shape[-1] ** -0.5
+        T = x.shape[1]
+        future_TT = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+        weights_BHTT = scores_BHTT.masked_fill(future_TT, -torch.inf).softmax(-1).to(v_BHTK.dtype)
+        weights_BHTT = F.dropout(weights_BHTT, self.dropout, self.training)
+        return self.out((weights_BHTT @ v_BHTK).transpose(1, 2)[:, read].flatten(2)), None

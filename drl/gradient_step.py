@@ -71,7 +71,7 @@ class SideBySide(GradientStep):
     of products may be taken in another order than alone; dropout draws once for all.
     """
 
-    def __init__(self, trainers: Sequence[GradientStep], wrap: Callable[[Callable], Callable] = lambda function: function):
+    def __init__(self, trainers: Sequence[GradientStep], wrap: Callable = lambda function: function):
         """`wrap` may compile a function."""
         first = trainers[0]
         self._samplers, self._guidances = [one.sampler for one in trainers], [one.guidance for one in trainers]
