@@ -34,11 +34,11 @@ class ModelConfig:
     feature_map: Literal["elu1", "relu", "identity"] = "elu1"
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
-    half_lives: list[float] = field(default_factory=list)
-    """environment steps after which what a head remembers counts half, one for each head; empty: it never fades, as in
-    the paper; linear attention only"""
+    half_lives: list[float] = field(default_factory=lambda: [0.25, 16.0])
+    """environment steps after which what a head remembers counts half: one for each head, or two for the first and the
+    last head, between which it grows in equal ratios; empty: it never fades, as in the paper; linear attention only"""
 
-    action_tokens: bool = True
+    action_tokens: bool = False
     """whether the earlier actions are read; false: two tokens for each environment step, return-to-go and
     observation, instead of three"""
 
@@ -51,7 +51,7 @@ class ModelConfig:
     max_timesteps: int = 1000
     """environment steps with an embedding of their own; later ones share the last"""
 
-    return_quantile: float = 0.0
+    return_quantile: float = 0.99
     """a return-to-go is read as no more than this quantile, 0 to 1, of what the dataset's episodes still earned at the
     same timestep, so that no target is beyond what was seen; 0: as it is"""
 
@@ -65,22 +65,25 @@ class ModelConfig:
             raise UserError(f"model.heads must divide model.width, got heads={self.heads}, width={self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
-        if self.half_lives and self.attention != "linear":
-            raise UserError(f"model.attention {self.attention} has no memory that fades; leave model.half_lives out, "
-                            "or use linear attention")
-        if len(self.half_lives) not in (0, self.heads):
-            raise UserError(f"model.half_lives must be one number for each of model.heads={self.heads}, got "
+        if len(self.half_lives) not in (0, 2, self.heads):
+            raise UserError(f"model.half_lives must be one number for each of model.heads={self.heads}, or two, got "
                             f"{len(self.half_lives)}")
         if any(half_life < SHORTEST for half_life in self.half_lives):
             raise UserError(f"model.half_lives must be at least {SHORTEST} environment steps each, got "
                             f"{min(self.half_lives)}")
         if not 0 <= self.return_quantile <= 1:
             raise UserError(f"model.return_quantile must be in [0, 1], got {self.return_quantile}")
-        if self.attention == "none" and not (self.action_tokens and self.return_quantile == 0):
-            raise UserError("model.attention none reads no actions and no returns; leave model.action_tokens and "
-                            "model.return_quantile out")
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.max_timesteps", self.width, self.max_timesteps)
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.layers", self.width**2, self.layers, 12)
+
+    @property
+    def fading(self) -> list[float]:
+        """The half-life of each head in environment steps; empty where nothing fades."""
+        if self.attention != "linear" or len(self.half_lives) in (0, self.heads):
+            return self.half_lives if self.attention == "linear" else []
+        first, last = self.half_lives
+        shares = [head / (self.heads - 1) for head in range(self.heads)] if self.heads > 1 else [0.5]
+        return [first ** (1 - share) * last**share for share in shares]
 
     @property
     def tokens(self) -> int:
@@ -125,7 +128,7 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
-    value_weight: float = 0.0
+    value_weight: float = 1.0
     """pull of a critic towards actions of higher value, against the imitation of the data; 0: imitation alone"""
 
     discount: float = 0.99

@@ -103,7 +103,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
     config, spaces = checkpoint.config, checkpoint.spaces
     model = {name: getattr(config.model, name)
              for name in ("width", "layers", "heads", "feature_map", "max_timesteps", "return_scale")}
-    plain = config.model.action_tokens and not (config.model.half_lives or config.model.return_quantile)
+    plain = config.model.action_tokens and not (config.model.fading or config.model.return_quantile)
     facts = {"format": FORMAT if plain else MEMORY, "environment": spaces.environment,
              "observation_dim": spaces.observation_dim, "action_dim": spaces.action_dim, **model,
              "target_return": float(trace.target_return)}
