@@ -19,8 +19,8 @@ class ModelConfig:
     """The network."""
 
     attention: Literal["linear", "softmax", "none"] = "linear"
-    """linear: a recurrent state of constant size; softmax: the windowed baseline; none: behaviour cloning, an MLP over
-    the newest observation alone, to which only width, layers and dropout matter"""
+    """linear: a recurrent state of constant size; softmax: the windowed baseline; none: an MLP over the newest
+    observation alone, to which only width, layers and dropout matter: behaviour cloning if train.value_weight is 0"""
 
     width: int = 128
     """channels of the residual stream, or of each hidden layer where attention is none"""
@@ -35,12 +35,12 @@ class ModelConfig:
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
     half_lives: list[float] = field(default_factory=lambda: [0.25, 16.0])
-    """environment steps after which what a head remembers counts half: one for each head, or two for the first and the
-    last head, between which it grows in equal ratios; empty: it never fades, as in the paper; linear attention only"""
+    """environment steps after which what a head remembers counts half: one number for each head, or two for the first
+    and the last head, with equal ratios between; []: it never fades, as in the paper; read by linear attention only"""
 
     action_tokens: bool = False
-    """whether the earlier actions are read; false: two tokens for each environment step, return-to-go and
-    observation, instead of three"""
+    """whether the earlier actions are read: three tokens for each environment step, as in the paper, instead of two,
+    return-to-go and observation"""
 
     backend: Literal["auto", "reference", "chunked", "triton", "cpu"] = "auto"
     """how the linear attention is computed; auto: triton on a GPU, cpu on a CPU where it was built, else chunked"""
@@ -79,8 +79,10 @@ class ModelConfig:
     @property
     def fading(self) -> list[float]:
         """The half-life of each head in environment steps; empty where nothing fades."""
-        if self.attention != "linear" or len(self.half_lives) in (0, self.heads):
-            return self.half_lives if self.attention == "linear" else []
+        if self.attention != "linear":
+            return []
+        if len(self.half_lives) in (0, self.heads):
+            return self.half_lives
         first, last = self.half_lives
         shares = [head / (self.heads - 1) for head in range(self.heads)] if self.heads > 1 else [0.5]
         return [first ** (1 - share) * last**share for share in shares]
@@ -102,7 +104,7 @@ class TrainConfig:
     """streams (or windows) per update"""
 
     context: int = 20
-    """environment steps per chunk (or window); attention reads three tokens of each, or two"""
+    """environment steps per chunk, or window"""
 
     sampling: Literal["state_passing", "windows"] = "state_passing"
     """state_passing: chunks in episode order, the state carried and detached; windows: each from an empty state"""
@@ -129,7 +131,8 @@ class TrainConfig:
     """gradients are clipped to this global norm"""
 
     value_weight: float = 1.0
-    """pull of a critic towards actions of higher value, against the imitation of the data; 0: imitation alone"""
+    """pull of a critic, which learns beside the model, towards actions of higher value, against the imitation of the
+    data; 0: no critic, imitation alone"""
 
     discount: float = 0.99
     """of the critic's value: what a reward counts one step later"""
@@ -166,6 +169,9 @@ class TrainConfig:
         if not (self.discount < 1 and self.value_trace <= 1):
             raise UserError(f"train.discount must be below 1 and train.value_trace at most 1, got {self.discount:g} "
                             f"and {self.value_trace:g}")
+        if self.value_weight and self.context == 1:
+            raise UserError("a critic learns from one step to the next, which a train.context of 1 does not hold; add "
+                            "--train.value_weight 0, or a longer --train.context")
         if not 0 < self.best_episodes <= 1:
             raise UserError(f"train.best_episodes must be in (0, 1], got {self.best_episodes}")
         bounds.product(bounds.STEPS, "steps", "train.batch_size and train.context", self.batch_size, self.context)

@@ -64,7 +64,7 @@ def make_checkpoint(attention="linear", seed=0, **changes) -> Checkpoint:
     config = Config(
         dataset="-",
         model=ModelConfig(attention=attention, **PLAIN | settings | changes),
-        train=TrainConfig(context=K, sampling="windows"),
+        train=TrainConfig(context=K, sampling="windows", value_weight=0.0),
         evaluate=EvaluateConfig(target_returns=[CONFIG_TARGET, 1.0]),
     )
     with torch.random.fork_rng():
