@@ -15,7 +15,7 @@ from drl.kernels import LinearAttentionState, linear_attention_packed, linear_at
 def decay(config: ModelConfig) -> tuple[float, ...] | None:
     """What is left of each head's memory after a token, as numbers of float32, which all engines have; None where
     nothing fades."""
-    left = [2 ** (-1 / (config.tokens * half_life)) for half_life in config.half_lives]
+    left = [2 ** (-1 / (config.tokens * half_life)) for half_life in config.fading]
     return tuple(torch.tensor(left, device="cpu").tolist()) or None
 
 

@@ -44,7 +44,7 @@ def act(*, batch_sizes: Sequence[int], steps: int) -> str:
         (_, called, _), (low, median, high) = summary(tensors), summary(arrays)
         lines.append(f"| B = {batch} | {alone:.0f} | {called:.0f} | {median:.0f} | {low:.0f} to {high:.0f} | "
                      f"{alone / batch:.3f} |")
-    return "\n".join([*lines, "", f"{steps} steps each, three tokens a step. {described(ModelConfig())} {machine()}"])
+    return "\n".join([*lines, "", f"{steps} steps each. {described(ModelConfig())} {machine()}"])
 
 
 def update(
@@ -57,20 +57,20 @@ def update(
     compile: str = "auto",
 ) -> str:
     """Milliseconds per gradient update of chunks of 20 steps, as Markdown: every batch size with every number of seeds
-    side by side, on the GPU where there is one; and a plain PyTorch update of one seed as CORL writes it."""
+    side by side, on the GPU where there is one, first as the default has it, then imitation alone; and a plain PyTorch
+    update of one seed as CORL writes it."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     device = resolve_device("auto")
     settings = chosen(TrainConfig(precision=precision, compile=compile), device)
     block = 10 if is_cuda(device) else 1  # updates between two looks at the device: training looks at log points only
     lines = ["| training | batch | seeds | median ms | 10% to 90% | ready after s |", "|---|---|---|---|---|---|"]
-    for label, attention, sampling in (
-        ("linear, state passing", "linear", "state_passing"),
-        ("linear, windows", "linear", "windows"),
-        ("softmax, windows", "softmax", "windows"),
-    ):
+    ways = ("linear", "state_passing", settings.value_weight), *(
+        (*how, 0.0) for how in (("linear", "state_passing"), ("linear", "windows"), ("softmax", "windows")))
+    for attention, sampling, weight in dict.fromkeys(ways):
+        label = f"{attention}, {sampling.replace('_', ' ')}" + ", with a critic" * bool(weight)
         for batch, count in itertools.product(batch_sizes, seeds):
             start = time.perf_counter()
-            train = dataclasses.replace(settings, sampling=sampling, batch_size=batch)
+            train = dataclasses.replace(settings, sampling=sampling, batch_size=batch, value_weight=weight)
             configs = [
                 Config(dataset="synthetic", device=device, seed=seed, train=train,
                        model=ModelConfig(attention=attention))
@@ -96,8 +96,8 @@ def update(
         low, median, high = _corl(updates // block or 1, block, batch, half, device, label)
         lines.append(f"| {label} | {batch} | 1 | {median:.3g} | {low:.3g} to {high:.3g} | |")
     kind = f"{settings.precision}, {'compiled' if settings.compile == 'on' else 'not compiled'}"
-    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, context 20; ours {kind}. "
-                      f"{described(ModelConfig())} {machine()}"])
+    return "\n".join([*lines, "", f"{updates} updates after 5 of warm-up, {device}, context 20; ours {kind}, CORL's of "
+                      f"three tokens a step. {described(ModelConfig())} {machine()}"])
 
 
 def _corl(count: int, block: int, batch: int, half: bool, device: str, label: str) -> list[float]:

@@ -23,9 +23,9 @@ def products(model: ModelConfig, batch: int) -> list[tuple[int, int, int]]:
     values. The attention's own sums are not among them.
     """
     B, D, O, A = batch, model.width, SPACES.observation_dim, len(SPACES.action_low)  # noqa: E741
-    embeddings = [(B, 1, D), (B, O, D), (B, A, D)]
-    layer = [(3 * B, D, 3 * D), (3 * B, D, D), (3 * B, D, 4 * D), (3 * B, 4 * D, D)]
-    last = [(3 * B, D, 2 * D), (B, D, D), (B, D, D), (B, D, 4 * D), (B, 4 * D, D)]
+    embeddings, T = [(B, 1, D), (B, O, D), *[(B, A, D)] * model.action_tokens], B * model.tokens
+    layer = [(T, D, 3 * D), (T, D, D), (T, D, 4 * D), (T, 4 * D, D)]
+    last = [(T, D, 2 * D), (B, D, D), (B, D, D), (B, D, 4 * D), (B, 4 * D, D)]
     return [*embeddings, *layer * (model.layers - 1), *last, (B, D, A)]
 
 

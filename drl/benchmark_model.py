@@ -26,7 +26,8 @@ def checkpoint(attention: str, model: ModelConfig | None = None, context: int = 
     config = Config(
         dataset="synthetic",
         model=dataclasses.replace(model or ModelConfig(), attention=attention),
-        train=TrainConfig(context=context, sampling="state_passing" if attention == "linear" else "windows"),
+        train=TrainConfig(context=context, sampling="state_passing" if attention == "linear" else "windows",
+                          value_weight=0.0),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -41,8 +42,10 @@ def checkpoint(attention: str, model: ModelConfig | None = None, context: int = 
 
 
 def described(model: ModelConfig) -> str:
-    """Its size, in one sentence."""
-    return f"Model: width {model.width}, {model.layers} layers, {model.heads} heads, float32 weights."
+    """Its size and what it remembers, in one sentence."""
+    fades = "linear memory that fades" if model.fading else "linear memory that never fades"
+    return (f"Model: width {model.width}, {model.layers} layers, {model.heads} heads, {model.tokens} tokens a step, "
+            f"{fades}, float32 weights.")
 
 
 def synthetic(spaces: Spaces = SPACES) -> EpisodeStore:

@@ -29,11 +29,12 @@ class KeyValueCache:
     """
 
     def __init__(self, model: DecisionTransformer, steps: int):
-        config, capacity = model.config, 3 * steps
+        config, capacity = model.config, model.config.tokens * steps
         self._model, self._length = model, 0
         shape = config.layers, 2, config.heads, capacity, config.width // config.heads
         self._kept = torch.empty(shape, dtype=model.head.weight.dtype).fill_(0)  # so that no step pays for new pages
-        self._mask = self._kept.new_full((3, capacity), -torch.inf).triu(capacity - 2)  # last: the new tokens' columns
+        self._mask = self._kept.new_full((config.tokens, capacity), -torch.inf)  # last: the new tokens' columns
+        self._mask.triu_(capacity - config.tokens + 1)
 
     def clear(self) -> None:
         """Forget the episode."""
@@ -74,8 +75,8 @@ class TokenByToken:
 
 
 def remembered(policy: RecurrentPolicy | WindowPolicy, memory: KeyValueCache | TokenByToken) -> Callable[[], Act]:
-    """Episodes of `policy`'s model with `memory` for its blocks. A step is the tokens (a_{t-1}, R_t, s_t), the first
-    step (R_0, s_0)."""
+    """Episodes of `policy`'s model with `memory` for its blocks. A step is the tokens (a_{t-1}, R_t, s_t); (R_t, s_t)
+    where it is the first or the model reads no actions."""
     model = policy.model
 
     def begin() -> Act:
@@ -89,9 +90,12 @@ def remembered(policy: RecurrentPolicy | WindowPolicy, memory: KeyValueCache | T
             if timestep:
                 return_to_go -= reward.item()
             normal = (policy._tensor(observation) - policy._mean) / policy._std
-            x = model._embed(normal.new_tensor([return_to_go]), normal, action).roll(1, dims=1)
-            x = x + model._embed_timestep(torch.tensor([[max(timestep - 1, 0), timestep, timestep]]))
-            x = model.norm_embedding(x if timestep else x[:, 1:])
+            heard = model._heard(normal.new_tensor([return_to_go]), torch.tensor([timestep]))
+            x, times = model._embed(heard, normal, action), [timestep, timestep]
+            if model.config.action_tokens:
+                x, times = x.roll(1, dims=1), [max(timestep - 1, 0), *times]
+            x = x + model._embed_timestep(torch.tensor([times]))
+            x = model.norm_embedding(x if timestep else x[:, -2:])
             action = model._read_out(memory(x)[:, -1])
             timestep += 1
             return action.numpy()

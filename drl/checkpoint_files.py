@@ -16,6 +16,7 @@ from torch import Tensor, as_tensor
 
 from drl import foreign, intact
 from drl.config import Config
+from drl.config_files import stored
 from drl.data.store import Normaliser, Spaces
 from drl.errors import UserError, shown
 from drl.foreign_tensors import require_sound, read_tensors
@@ -112,7 +113,7 @@ def read(folder: Path) -> Checkpoint:
     card = foreign.checked({"dataset_return": None} | card, what, KINDS)
     weights, normaliser, low, high = read_acting(folder / MODEL)
     try:
-        config = Config.from_dict(card["config"])
+        config = stored(card["config"])
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     spaces = Spaces(card["environment"], card["observation_dim"], low, high)

@@ -19,8 +19,8 @@ class ModelConfig:
     """The network."""
 
     attention: Literal["linear", "softmax", "none"] = "linear"
-    """linear: a recurrent state of constant size; softmax: the windowed baseline; none: behaviour cloning, an MLP over
-    the newest observation alone, to which only width, layers and dropout matter"""
+    """linear: a recurrent state of constant size; softmax: the windowed baseline; none: an MLP over the newest
+    observation alone, to which only width, layers and dropout matter: behaviour cloning if train.value_weight is 0"""
 
     width: int = 128
     """channels of the residual stream, or of each hidden layer where attention is none"""
@@ -34,13 +34,13 @@ class ModelConfig:
     feature_map: Literal["elu1", "relu", "identity"] = "elu1"
     """phi of the linear attention; elu1 is elu(x) + 1"""
 
-    half_lives: list[float] = field(default_factory=list)
-    """environment steps after which what a head remembers counts half, one for each head; empty: it never fades, as in
-    the paper; linear attention only"""
+    half_lives: list[float] = field(default_factory=lambda: [0.25, 16.0])
+    """environment steps after which what a head remembers counts half: one number for each head, or two for the first
+    and the last head, with equal ratios between; []: it never fades, as in the paper; read by linear attention only"""
 
-    action_tokens: bool = True
-    """whether the earlier actions are read; false: two tokens for each environment step, return-to-go and
-    observation, instead of three"""
+    action_tokens: bool = False
+    """whether the earlier actions are read: three tokens for each environment step, as in the paper, instead of two,
+    return-to-go and observation"""
 
     backend: Literal["auto", "reference", "chunked", "triton", "cpu"] = "auto"
     """how the linear attention is computed; auto: triton on a GPU, cpu on a CPU where it was built, else chunked"""
@@ -51,7 +51,7 @@ class ModelConfig:
     max_timesteps: int = 1000
     """environment steps with an embedding of their own; later ones share the last"""
 
-    return_quantile: float = 0.0
+    return_quantile: float = 0.99
     """a return-to-go is read as no more than this quantile, 0 to 1, of what the dataset's episodes still earned at the
     same timestep, so that no target is beyond what was seen; 0: as it is"""
 
@@ -65,22 +65,27 @@ class ModelConfig:
             raise UserError(f"model.heads must divide model.width, got heads={self.heads}, width={self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
-        if self.half_lives and self.attention != "linear":
-            raise UserError(f"model.attention {self.attention} has no memory that fades; leave model.half_lives out, "
-                            "or use linear attention")
-        if len(self.half_lives) not in (0, self.heads):
-            raise UserError(f"model.half_lives must be one number for each of model.heads={self.heads}, got "
+        if len(self.half_lives) not in (0, 2, self.heads):
+            raise UserError(f"model.half_lives must be one number for each of model.heads={self.heads}, or two, got "
                             f"{len(self.half_lives)}")
         if any(half_life < SHORTEST for half_life in self.half_lives):
             raise UserError(f"model.half_lives must be at least {SHORTEST} environment steps each, got "
                             f"{min(self.half_lives)}")
         if not 0 <= self.return_quantile <= 1:
             raise UserError(f"model.return_quantile must be in [0, 1], got {self.return_quantile}")
-        if self.attention == "none" and not (self.action_tokens and self.return_quantile == 0):
-            raise UserError("model.attention none reads no actions and no returns; leave model.action_tokens and "
-                            "model.return_quantile out")
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.max_timesteps", self.width, self.max_timesteps)
         bounds.product(bounds.WEIGHTS, "weights", "model.width and model.layers", self.width**2, self.layers, 12)
+
+    @property
+    def fading(self) -> list[float]:
+        """The half-life of each head in environment steps; empty where nothing fades."""
+        if self.attention != "linear":
+            return []
+        if len(self.half_lives) in (0, self.heads):
+            return self.half_lives
+        first, last = self.half_lives
+        shares = [head / (self.heads - 1) for head in range(self.heads)] if self.heads > 1 else [0.5]
+        return [first ** (1 - share) * last**share for share in shares]
 
     @property
     def tokens(self) -> int:
@@ -99,7 +104,7 @@ class TrainConfig:
     """streams (or windows) per update"""
 
     context: int = 20
-    """environment steps per chunk (or window); attention reads three tokens of each, or two"""
+    """environment steps per chunk, or window"""
 
     sampling: Literal["state_passing", "windows"] = "state_passing"
     """state_passing: chunks in episode order, the state carried and detached; windows: each from an empty state"""
@@ -125,8 +130,9 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
-    value_weight: float = 0.0
-    """pull of a critic towards actions of higher value, against the imitation of the data; 0: imitation alone"""
+    value_weight: float = 1.0
+    """pull of a critic, which learns beside the model, towards actions of higher value, against the imitation of the
+    data; 0: no critic, imitation alone"""
 
     discount: float = 0.99
     """of the critic's value: what a reward counts one step later"""
@@ -163,6 +169,9 @@ class TrainConfig:
         if not (self.discount < 1 and self.value_trace <= 1):
             raise UserError(f"train.discount must be below 1 and train.value_trace at most 1, got {self.discount:g} "
                             f"and {self.value_trace:g}")
+        if self.value_weight and self.context == 1:
+            raise UserError("a critic learns from one step to the next, which a train.context of 1 does not hold; add "
+                            "--train.value_weight 0, or a longer --train.context")
         if not 0 < self.best_episodes <= 1:
             raise UserError(f"train.best_episodes must be in (0, 1], got {self.best_episodes}")
         bounds.product(bounds.STEPS, "steps", "train.batch_size and train.context", self.batch_size, self.context)

@@ -1,6 +1,5 @@
 """Configs on disk: the YAML that a user writes, and that of a run, which has a checksum."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,24 @@ from drl.config import Config
 from drl.errors import UserError
 
 CHECKSUM = b"# sha256: "  # then that of all lines above: the last line of a run's config
+BEFORE = {
+    "model.half_lives": [],
+    "model.action_tokens": True,
+    "model.return_quantile": 0.0,
+    "train.best_episodes": 1.0,
+    "train.value_weight": 0.0,
+    "train.precision": "float32",
+    "train.compile": "off",
+}  # how a run was made whose config was stored before there was such an option
 
 
-def settled(stored: Config) -> Config:
-    """A config of a run that was stored before precision and compile were: it ran in float32, not compiled."""
-    before = {"precision": "float32", "compile": "off"}
-    unsaid = {name: value for name, value in before.items() if getattr(stored.train, name) == "auto"}
-    return dataclasses.replace(stored, train=dataclasses.replace(stored.train, **unsaid))
+def stored(tree: dict[str, Any]) -> Config:
+    """The config that this version or an earlier one stored as a tree, which states all options that there were.
+
+    Raises:
+        UserError: a key is unknown, a value of another type or out of range.
+    """
+    return trees.build(Config, BEFORE | trees.stated(Config, tree))
 
 
 def write_config(path: Path, config: Config) -> None:
@@ -42,7 +52,7 @@ def read_config(path: Path) -> Config:
                         "on purpose, take the last line out")
     tree = foreign.read_yaml(path, content)
     try:
-        return settled(Config.from_dict(tree))
+        return stored(tree)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -27,7 +27,7 @@ from drl import checkpoint as checkpoints
 from drl import foreign, intact
 from drl.checkpoint import Checkpoint
 from drl.checkpoint_files import read_acting, write_tensors
-from drl.config import Config
+from drl.config_files import stored
 from drl.data.store import Spaces
 from drl.engine import ActionError
 from drl.errors import UserError, shown
@@ -103,7 +103,7 @@ def write(folder: Path, checkpoint: Checkpoint, trace: Trace, evaluations: list[
     config, spaces = checkpoint.config, checkpoint.spaces
     model = {name: getattr(config.model, name)
              for name in ("width", "layers", "heads", "feature_map", "max_timesteps", "return_scale")}
-    plain = config.model.action_tokens and not (config.model.half_lives or config.model.return_quantile)
+    plain = config.model.action_tokens and not (config.model.fading or config.model.return_quantile)
     facts = {"format": FORMAT if plain else MEMORY, "environment": spaces.environment,
              "observation_dim": spaces.observation_dim, "action_dim": spaces.action_dim, **model,
              "target_return": float(trace.target_return)}
@@ -175,7 +175,7 @@ def _checkpoint(card: dict[str, Any], weights, normaliser, low, high) -> Checkpo
     dataset = foreign.checked(card["dataset"], CONFIG, {"fingerprint": str, "mean_return": float | None})
     versions = foreign.checked(card["versions"], CONFIG, {"trained": dict[str, str]})
     return Checkpoint(
-        config=Config.from_dict(card["config"]),
+        config=stored(card["config"]),
         step=card["step"],
         weights=weights,
         normaliser=normaliser,

@@ -26,8 +26,8 @@ def add(benchmarks, Parser: type) -> None:
                       "episode into this PNG file; needs the extra drl[report]")
     verb.add_argument("--json", type=str | None, default=None, help="file for all that was measured")
     benchmarks.add_subcommand("step", verb, help="microseconds per action")
-    verb = Parser(description="Milliseconds per gradient update (width 128, 3 layers, chunks of 20 steps), on the GPU "
-                  "where there is one.")
+    verb = Parser(description="Milliseconds per gradient update (the default model, chunks of 20 steps), with the "
+                  "default's critic and without, on the GPU where there is one.")
     verb.add_argument("--updates", type=int, default=50, help="timed updates of each row")
     verb.add_argument("--threads", type=int, default=0, help="torch threads (0: all cores)")
     verb.add_argument("--batch_sizes", type=int, nargs="+", default=[64], help="chunks per update")

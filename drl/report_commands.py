@@ -3,10 +3,12 @@
 import re
 import shlex
 
-from drl.report_pack import Run, stated
+from drl import trees
+from drl.config import Config
+from drl.report_pack import Run
 from drl.report_rows import Row
 
-DECIDE_NOTHING = {"dataset", "environment", "device", "evaluate.environments", "evaluate.patience"}  # of a score
+NOT_TYPED = {"dataset", "environment", "seed", "device", "evaluate.environments", "evaluate.patience"}  # as options
 COLLECTED = re.compile(r"drl/([\w-]+/[\w-]+)-v0")
 UNPLAIN = re.compile(r"[^\w.-]+")
 
@@ -49,7 +51,9 @@ def _loop(root: str, datasets: list[str], variant: str, options: str, dropout: b
 
 def _options(run: Run) -> str:
     """What a run was trained with, as typed."""
-    given = {key: value for key, value in stated(run.config).items() if key not in DECIDE_NOTHING}
+    defaults = trees.flat(Config(dataset="").to_dict())
+    given = {key: value for key, value in trees.flat(run.config.to_dict()).items()
+             if value != defaults[key] and key not in NOT_TYPED}
     if run.config.environment and not COLLECTED.fullmatch(run.config.dataset):
         given["environment"] = run.config.environment
     return " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in given.items())

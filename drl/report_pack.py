@@ -3,15 +3,15 @@
 A page is always made from what such a file would say, so it is the same from the runs and from their pack.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from drl import disk, intact, scores
+from drl import disk, intact, scores, trees
 from drl.config import Config
+from drl.config_files import stored
 from drl.errors import UserError, shown
 from drl.foreign import checked, fits
 
@@ -79,10 +79,13 @@ def fields(pack: Pack) -> dict[str, Any]:
             shared[kind].append(value)
         return shared[kind].index(value)
 
+    def options(config: Config) -> dict[str, Any]:  # all, because a later version may have other defaults
+        return {key: value for key, value in trees.flat(config.to_dict()).items() if key != "seed"}
+
     runs = [
         {
             "name": run.name,
-            "options": place("options", stated(run.config)),
+            "options": place("options", options(run.config)),
             "seed": run.config.seed,
             "results": [
                 [r.step, r.mode, r.target_return, r.episodes, r.first_seed, place("versions", r.versions),
@@ -138,7 +141,7 @@ def _run(run: dict[str, Any], told: dict[str, Any], what: str) -> Run:
         for key, value in _at(told["options"], run["options"], what).items():
             section, _, name = key.rpartition(".")
             (tree.setdefault(section, {}) if section else tree)[name] = value
-        config = Config.from_dict(tree)
+        config = stored(tree)
     except (UserError, TypeError) as error:  # TypeError: a section that is a number
         raise UserError(f"{what} is damaged: {shown(str(error))[1:-1]}") from error
     place, losses = _row(run["losses"], [int, list[float]], what)
@@ -172,19 +175,6 @@ def _at(values: list, place: int, what: str) -> Any:
     if place >= len(values):
         raise UserError(f"{what} is damaged: place {place} of {len(values)}")
     return values[place]
-
-
-def stated(config: Any, where: str = "") -> dict[str, Any]:
-    """What of a config is not the default, but for the seed, by dotted key."""
-    found = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if dataclasses.is_dataclass(value):
-            found |= stated(value, f"{where}{f.name}.")
-        elif value != default and where + f.name != "seed":
-            found[where + f.name] = value
-    return found
 
 
 def thinned(steps: np.ndarray, losses: np.ndarray) -> tuple[list[int], list[float]]:

@@ -5,17 +5,17 @@ episodes as it was scored with at most. An evaluation that failed is in no cell,
 final one's place.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from drl import scores
-from drl.config import Config, ModelConfig, TrainConfig
+from drl import scores, trees
+from drl.config import Config
+from drl.config_files import stored
 from drl.errors import UserError, shown
 from drl.report_pack import Result, Run
 
@@ -24,6 +24,7 @@ D4RL = [f"{environment}/{tier}" for environment, tier in itertools.product(
     ("halfcheetah", "hopper", "walker2d"), ("medium", "medium-replay", "medium-expert"))]
 SAID = ("attention", "sampling", "updates", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
         "evaluate_every")
+UNREAD = {"linear": (), "softmax": ("half_lives",), "none": ("half_lives", "action_tokens", "return_quantile")}
 MODES = ("recurrent", "window")
 
 
@@ -137,17 +138,14 @@ def variants(runs: list[Run]) -> dict[str, str]:
 
 
 def described(config: Config) -> str:
-    """How it was trained: attention, sampling, and every option of model and training that is not the default, which
-    for the precision is float32 here."""
+    """How it was trained: attention, sampling, and every option of model and training in which it is not the plain
+    model, trained by imitation alone in float32, as far as its attention reads it."""
     how = {"state_passing": "state passing", "windows": f"windows of {config.train.context}"}
     parts = [config.model.attention, how[config.train.sampling]]
-    plain = TrainConfig(precision="float32")
-    for section, given, default in (("model", config.model, ModelConfig()), ("train", config.train, plain)):
-        parts += [
-            f"{section}.{f.name} {getattr(given, f.name)}"
-            for f in dataclasses.fields(given)
-            if f.name not in SAID and getattr(given, f.name) != getattr(default, f.name)
-        ]
+    plain, unread = trees.flat(stored({"dataset": ""}).to_dict()), SAID + UNREAD[config.model.attention]
+    for key, value in trees.flat({"model": asdict(config.model), "train": asdict(config.train)}).items():
+        if key.partition(".")[2] not in unread and value != plain[key]:
+            parts.append(f"{key} {value}")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ from drl import evaluate as evaluation
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
 from drl.config import Config, TrainConfig
-from drl.config_files import settled, write_config
+from drl.config_files import write_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule
@@ -226,6 +226,6 @@ def _check_run(run: Path, config: Config, store: EpisodeStore, past: Checkpoint 
         return
     if past.dataset_fingerprint != store.fingerprint:
         raise UserError(f"the data of {config.dataset} changed since {run} was trained; name another folder with --run")
-    if changed := differences(settled(past.config), config):
+    if changed := differences(past.config, config):
         raise UserError(f"{run} was trained with another config ({', '.join(changed)}); repeat the options of the "
                         f"first command, or type: drl train --resume --run {run}")

@@ -46,7 +46,7 @@ class Trainer(GradientStep):
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(config.seed)
             self.model = make(config.model, spaces.observation_dim, spaces.action_dim).to(device)
-            if quantile := config.model.return_quantile:
+            if (quantile := config.model.return_quantile) and config.model.attention != "none":
                 caps = store.return_caps(quantile, config.model.max_timesteps)
                 self.model.return_cap.copy_(torch.from_numpy(caps))
             wrap = self._wrap = compiled if settings.compile == "on" else lambda function: function

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from drl import benchmark
+from drl.config import ModelConfig, TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +18,10 @@ def threads():
 
 def test_updates_are_reported_for_both_ways_of_sampling_and_both_attentions():
     table = benchmark.update(updates=2, threads=1)
-    assert re.findall(r"^\| (linear|softmax|as CORL's)(.+?) \| 64 \| 1 \| [\d.e+]+ \|", table, re.M) == [
+    rows = re.findall(r"^\| (linear|softmax|as CORL's)(.+?) \| 64 \| 1 \| [\d.e+]+ \|", table, re.M)
+    assert rows == [("linear", ", state passing, with a critic")] * bool(TrainConfig().value_weight) + [
         ("linear", ", state passing"), ("linear", ", windows"), ("softmax", ", windows"),
         ("as CORL's", " dt.py, float32"), ("as CORL's", " dt.py, bfloat16 autocast"),
     ]
+    assert f"{ModelConfig().tokens} tokens a step" in table
     assert "2 updates after 5 of warm-up" in table

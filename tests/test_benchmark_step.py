@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from toys import PLAIN
 
 from drl import benchmark_step, benchmark_step_peers, cli
 from drl.benchmark_batches import batches, products
@@ -19,7 +20,10 @@ from drl.engine import unavailable
 from drl.errors import UserError
 from drl.policy import RecurrentPolicy, WindowPolicy
 
-SMALL = ModelConfig(width=16, layers=2, heads=2)
+SIZE = {"width": 16, "layers": 2, "heads": 2}
+SMALL = ModelConfig(**PLAIN, **SIZE)
+MODELS = pytest.mark.parametrize("model", [SMALL, ModelConfig(**SIZE | {"action_tokens": False}), ModelConfig(**SIZE)],
+                                 ids=["plain", "two tokens", "the default"])
 SETTING = Setting(SMALL, steps=12, threads=1, checked=12)
 HERE = "torch,window,cache"
 OBSERVATIONS = np.random.default_rng(0).standard_normal((12, 1, 11))
@@ -51,8 +55,9 @@ def test_rows_are_reported_with_error_steps_spread_ratio_and_the_machine():
 
 
 @pytest.mark.skipif(bool(unavailable()), reason=f"the compiled step {unavailable()}")
-def test_every_way_to_call_ours_is_right():
-    found, missing = peers("cpu,cpu-step,cpu-bfloat16,cpu-bfloat16-step", SETTING)
+@MODELS
+def test_every_way_to_call_ours_is_right(model):
+    found, missing = peers("cpu,cpu-step,cpu-bfloat16,cpu-bfloat16-step", SETTING._replace(model=model))
     rows = measure(found, SETTING)
     assert len(rows) == 4 and not missing and not any(row.wrong for row in rows)
     assert [row.error < 1e-5 for row in rows] == [True, True, False, False], "bfloat16 weights are coarser"
@@ -115,8 +120,9 @@ def test_an_unknown_row_is_refused_with_the_near_miss():
         peers("torch,windw", SETTING)
 
 
-def test_the_cache_acts_as_one_forward_over_the_whole_episode():
-    policy = WindowPolicy(checkpoint("softmax", SMALL)).double()
+@MODELS
+def test_the_cache_acts_as_one_forward_over_the_whole_episode(model):
+    policy = WindowPolicy(checkpoint("softmax", model)).double()
     cached = play(remembered(policy, KeyValueCache(policy.model, 12)))
 
     steps = torch.arange(12)[None]
@@ -125,7 +131,7 @@ def test_the_cache_acts_as_one_forward_over_the_whole_episode():
         whole, _ = policy.model(TARGET_RETURN - 50.0 * steps.double(), observations[None],
                                 torch.as_tensor(cached).transpose(0, 1), steps)
     np.testing.assert_allclose(cached[:, 0], whole[0].numpy(), rtol=0, atol=1e-12)
-    assert np.abs(cached - play(stepped(WindowPolicy(checkpoint("softmax", SMALL, context=2)).double()))).max() > 1e-3
+    assert np.abs(cached - play(stepped(WindowPolicy(checkpoint("softmax", model, context=2)).double()))).max() > 1e-3
 
 
 def test_the_cache_begins_anew_and_refuses_more_steps_than_it_holds():
@@ -164,16 +170,17 @@ def test_a_curve_is_of_medians_over_spans_that_cover_every_step():
     assert curve(np.ones(2)) == [(1.5, 1.0)]
 
 
-def test_products_count_what_a_step_multiplies_and_nothing_that_the_action_does_not_need():
-    policy = RecurrentPolicy(checkpoint("linear", SMALL), engine="torch")
-    B, D, layers = 4, SMALL.width, SMALL.layers
-    counted = sum(m * k * n for m, k, n in products(SMALL, B))
+@MODELS
+def test_products_count_what_a_step_multiplies_and_nothing_that_the_action_does_not_need(model):
+    policy = RecurrentPolicy(checkpoint("linear", model), engine="torch")
+    B, D, layers, tokens = 4, model.width, model.layers, 3 if model.action_tokens else 2
+    counted = sum(m * k * n for m, k, n in products(model, B))
     weights = {name: weight.numel() for name, weight in policy.model.named_parameters() if weight.ndim == 2}
     once = sum(n for name, n in weights.items() if name.startswith(("embed_return", "embed_obs", "embed_act", "head")))
     blocks = sum(n for name, n in weights.items() if name.startswith("blocks"))
-    spared = 2 * (D * D + D * D + 8 * D * D)  # queries, output and MLP of the last layer's two other tokens
+    spared = (tokens - 1) * (D * D + D * D + 8 * D * D)  # queries, output and MLP of the last layer's other tokens
     assert blocks == layers * 12 * D * D
-    assert counted == B * (once + 3 * blocks - spared)
+    assert counted == B * (once + tokens * blocks - spared)
 
 
 def test_batches_are_reported_on_one_thread_and_on_all_cores_beside_the_products():

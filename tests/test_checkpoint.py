@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from toys import PLAIN
 
 from drl import checkpoint as checkpoints
 from drl import checkpoint_files, disk, intact
@@ -38,7 +39,7 @@ def checkpoint(step: int = 7) -> Checkpoint:
         dataset="a/b-v0",
         environment="Pendulum-v1",
         device="cpu",
-        model=ModelConfig(width=16, heads=2, layers=2, max_timesteps=11),
+        model=ModelConfig(**PLAIN, width=16, heads=2, layers=2, max_timesteps=11),
         evaluate=EvaluateConfig(target_returns=[3600.0, -1e-3]),
     )
     weights = DecisionTransformer(config.model, O, A).state_dict()

@@ -12,6 +12,7 @@ import torch
 from test_policy import make_checkpoint
 from test_train import assert_same_run, killed_at, make_config, make_store, training_lines
 from torch import nn
+from toys import PLAIN
 
 from drl import checkpoint as checkpoints
 from drl import cli
@@ -108,8 +109,9 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_only_width_layers_and_dropout_count():
-    expected = model(width=25).state_dict()  # which no number of heads but 1, 5 and 25 divides
-    other = model(width=25, heads=7, feature_map="relu", backend="triton", max_timesteps=3, return_scale=7.0)
+    expected = model(width=25, **PLAIN).state_dict()  # which no number of heads but 1, 5 and 25 divides
+    other = model(width=25, heads=7, feature_map="relu", backend="triton", max_timesteps=3, return_scale=7.0,
+                  half_lives=[1.0, 2.0], action_tokens=False, return_quantile=0.3)
     torch.testing.assert_close(other.state_dict(), expected, rtol=0, atol=0)
     torch.testing.assert_close(other(**steps()), model(width=25)(**steps()), rtol=0, atol=0)
 

@@ -7,9 +7,11 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
+from toys import PLAIN
 
 from drl import options as command_line
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys
+from drl.config_files import stored
 from drl.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -125,7 +127,8 @@ def test_target_returns_are_a_list_of_floats(file):
                                        "or use linear attention"),
         ("model.attention", "none", "model.attention none has no state to pass; add --train.sampling windows, or use "
                                     "linear attention"),
-        ("model.half_lives", "[1, 2, 4]", "model.half_lives must be one number for each of model.heads=4, got 3"),
+        ("model.half_lives", "[1, 2, 4]", "model.half_lives must be one number for each of model.heads=4, or two, got "
+                                          "3"),
         ("model.half_lives", "[1, 2, 4, 0.001]", "model.half_lives must be at least 0.01 environment steps each, got "
                                                  "0.001"),
         ("model.half_lives", "[1, 2, 4, -1]", "model.half_lives must be at least 0.01 environment steps each, got "
@@ -153,17 +156,36 @@ def test_a_mistake_is_answered_with_its_cure(file, tmp_path, place, key, value, 
     assert said == message or said == re.sub(r"got ([\w.]+)$", r"got '\1'", message), "an option's value is a word"
 
 
+@pytest.mark.parametrize(("half_lives", "heads", "expected"), [
+    ([], 3, []),
+    ([0.25, 16.0], 1, [2.0]),  # 1/4 times 8, and 16 by 8
+    ([0.25, 16.0], 2, [0.25, 16.0]),
+    ([0.25, 16.0], 3, [0.25, 2.0, 16.0]),
+    ([0.25, 16.0], 4, [0.25, 1.0, 4.0, 16.0]),
+    ([16.0, 0.25], 4, [16.0, 4.0, 1.0, 0.25]),
+    ([3.0, 384.0], 8, [3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 192.0, 384.0]),
+    ([5.0, 0.5, 70.0], 3, [5.0, 0.5, 70.0]),
+    ([7.0], 1, [7.0]),
+])
+def test_two_half_lives_are_those_of_the_first_and_the_last_head_in_equal_ratios(half_lives, heads, expected):
+    fading = ModelConfig(width=48, heads=heads, half_lives=half_lives).fading
+    assert fading == pytest.approx(expected, rel=1e-14)
+    assert len(half_lives) != heads or fading == half_lives, "what is said of each head is taken as it is said"
+
+
 @pytest.mark.parametrize("attention", ["softmax", "none"])
 def test_only_linear_attention_has_a_memory_that_fades(attention):
-    message = "has no memory that fades; leave model.half_lives out, or use linear attention"
-    with pytest.raises(UserError, match=f"^model.attention {attention} {message}$"):
-        ModelConfig(attention=attention, half_lives=[1.0] * 4)
+    assert ModelConfig(attention=attention, half_lives=[1.0] * 4).fading == []
 
 
-def test_behaviour_cloning_has_no_action_tokens_to_leave_out():
-    with pytest.raises(UserError, match="^model.attention none reads no actions and no returns; leave "):
-        ModelConfig(attention="none", action_tokens=False)
-    assert (ModelConfig().tokens, ModelConfig(attention="softmax", action_tokens=False).tokens) == (3, 2)
+def test_the_default_fades_with_any_number_of_heads_that_divides_the_width():
+    for heads in (1, 2, 4, 8):
+        given = ModelConfig(heads=heads)
+        assert len(given.fading) == (heads if given.half_lives else 0)
+
+
+def test_without_the_actions_a_step_has_two_tokens_instead_of_three():
+    assert [ModelConfig(action_tokens=given).tokens for given in (True, False)] == [3, 2]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +250,7 @@ def changed(value, kind):
     """Another value of this type that a config may hold; floats become so small that YAML writes an exponent."""
     if dataclasses.is_dataclass(kind):
         return kind(**{f.name: changed(getattr(value, f.name), f.type) for f in dataclasses.fields(kind)
-                       if f.name not in ("attention", "half_lives")})
+                       if f.name != "half_lives"})
     if choices := get_args(kind) if get_origin(kind) is Literal else ():
         return choices[-1] if value != choices[-1] else choices[0]
     by_type = {bool: lambda: not value, int: lambda: 2 * value or 3, float: lambda: value * 1e-4 or 1e-5,
@@ -236,30 +258,46 @@ def changed(value, kind):
     return by_type[kind]()
 
 
-def everything_changed() -> list[Config]:
-    """Two configs, because memory fades in linear attention, the default, alone."""
+def everything_changed() -> Config:
     config = changed(Config(dataset=""), Config)
-    memory = {"half_lives": [1.5, 2e20] * (config.model.heads // 2)}, {"attention": "softmax"}
-    return [dataclasses.replace(config, model=dataclasses.replace(config.model, **part)) for part in memory]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, half_lives=[1.5, 2e20]))
 
 
-def test_a_config_survives_its_dict_and_its_yaml():
-    for config in everything_changed():
-        assert Config.from_dict(config.to_dict()) == config
-        assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config
+def plain(config: Config) -> Config:
+    """With none of what is not in the paper, and all else as it is."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **PLAIN),
+                               train=dataclasses.replace(config.train, value_weight=0.0))
 
 
-def test_every_key_can_be_set_on_the_command_line():
-    for config in everything_changed():
-        options = [part for key, value in leaves(config.to_dict()).items() for part in (f"--{key}", value)]
-        assert from_command_line(*options) == config
+EVERYTHING = pytest.mark.parametrize("config", [everything_changed(), plain(everything_changed())],
+                                     ids=["everything changed", "the plain model"])
+
+
+@EVERYTHING
+def test_a_config_survives_its_dict_and_its_yaml(config):
+    assert Config.from_dict(config.to_dict()) == config
+    assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config
+
+
+@EVERYTHING
+def test_every_key_can_be_set_on_the_command_line(config):
+    options = [part for key, value in leaves(config.to_dict()).items() for part in (f"--{key}", value)]
+    assert from_command_line(*options) == config
 
 
 def test_the_list_of_keys_is_every_leaf():
-    *others, default = (leaves(config.to_dict()) for config in (*everything_changed(), Config(dataset="")))
-    assert all(sorted(config_keys()) == sorted(other) for other in others)
-    same = [key for key in config_keys() if all(other[key] == default[key] for other in others)]
-    assert not same, "these tests must change every key"
+    other, default = (leaves(config.to_dict()) for config in (everything_changed(), Config(dataset="")))
+    assert sorted(config_keys()) == sorted(other)
+    assert not [key for key in config_keys() if other[key] == default[key]], "these tests must change every key"
+
+
+def test_a_stored_config_is_what_it_states_and_else_what_it_was_before_there_was_such_an_option():
+    assert stored(everything_changed().to_dict()) == everything_changed()
+    assert stored({"dataset": "a/b-v0"}) == dataclasses.replace(
+        plain(Config(dataset="a/b-v0")),
+        train=TrainConfig(value_weight=0.0, best_episodes=1.0, precision="float32", compile="off"))
+    with pytest.raises(UserError, match="^unknown config key 'train.update'; did you mean 'train.updates'"):
+        stored({"dataset": "a/b-v0", "train": {"update": 1}})
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from toys import PLAIN
 
 from drl.benchmark_model import checkpoint
+from drl.config import ModelConfig
 from drl.policy import RecurrentPolicy
 
 pytestmark = pytest.mark.cuda
@@ -15,8 +17,9 @@ def observations() -> torch.Tensor:
     return torch.randn(STEPS, B, 11, device="cuda")
 
 
-def test_acting_by_graph_is_stepping():
-    stepped, acting = (RecurrentPolicy(checkpoint("linear"), "cuda") for _ in range(2))
+@pytest.mark.parametrize("model", [ModelConfig(), ModelConfig(**PLAIN)], ids=["the default", "plain"])
+def test_acting_by_graph_is_stepping(model):
+    stepped, acting = (RecurrentPolicy(checkpoint("linear", model), "cuda") for _ in range(2))
     acting.model.load_state_dict(stepped.model.state_dict())
     reward = torch.rand(B, device="cuda")
     state = stepped.initial_state(B, 3600.0)

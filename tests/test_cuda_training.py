@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import killed_at, make_config, make_store, training_lines
+from toys import OWN
 
 from drl import checkpoint as checkpoints
 from drl.checkpoint_files import MODEL, TRAINING
@@ -34,11 +35,11 @@ def as_a_user_would(monkeypatch):
 
 
 def on_gpu(attention="linear", seed=0, **settings) -> Config:
-    """`attention`: as in a config, or "guided": linear, with a memory that fades and a critic."""
+    """`attention`: as in a config, of the plain model; or "guided": what the default has of its own, with a critic."""
     guided = dict(value_weight=1.0) if attention == "guided" else {}
     settings = dict(updates=30, stream_groups=3) | guided | settings
     config = make_config("linear" if guided else attention, seed, **settings)
-    model = dataclasses.replace(config.model, dropout=0.0, half_lives=[0.5, 4.0] if guided else [])
+    model = dataclasses.replace(config.model, dropout=0.0, **OWN if guided else {})
     return dataclasses.replace(config, device="cuda", model=model)
 
 

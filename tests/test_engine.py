@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from test_policy import make_checkpoint
+from toys import OWN
 
 import drl.engine
 from drl import exported
@@ -37,7 +38,7 @@ STEPS, ROWS = 3000, 2
 LONG = 10_000
 MEMORIES = [  # of two heads
     {}, {"half_lives": [0.25, 16.0]}, {"action_tokens": False}, {"half_lives": [1.0, 64.0], "action_tokens": False},
-    {"half_lives": [0.01, 1e9]},
+    {"half_lives": [0.01, 1e9]}, OWN,
 ]
 MEMORY = pytest.mark.parametrize("memory", MEMORIES, ids=str)
 

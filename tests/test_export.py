@@ -93,7 +93,7 @@ def test_the_weights_alone_tell_all_that_a_step_needs(made):
 
 
 @pytest.mark.parametrize(("memory", "format"), [
-    ({}, "1"), ({"half_lives": [1.0, 4.0]}, "2"), ({"action_tokens": False}, "2"),
+    ({}, "1"), ({"half_lives": [1.0, 4.0]}, "2"), ({"action_tokens": False}, "2"), ({"return_quantile": 0.5}, "2"),
 ], ids=str)
 def test_a_compiled_step_from_before_is_told_what_it_would_overlook(tmp_path, memory, format):
     checkpoint = make_checkpoint(**memory)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import make_store
+from test_train import make_config, make_store
 
 import drl
 from drl import checkpoint as checkpoints
@@ -29,7 +29,10 @@ def test_the_formats_of_this_version_have_golden_files():
 def test_a_run_of_an_earlier_version_is_read(folder):
     run = folder / "run"
     checkpoint = checkpoints.load(run)
-    assert checkpoint.step == 6 and read_config(run / "config.yaml") == checkpoint.config
+    assert checkpoint.step == 6
+    made = make_config(updates=6, checkpoint_every=3, keep_checkpoints=2, evaluate_every=6, log_every=3)
+    policy, _ = exported.load(folder / "policy")
+    assert read_config(run / "config.yaml") == checkpoint.config == policy.config == made, "whatever the defaults are"
     (result,) = evaluation.read(run)
     assert (result["step"], result["mode"], len(result["returns"])) == (6, "recurrent", 1)
 

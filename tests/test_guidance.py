@@ -202,7 +202,9 @@ def test_without_a_weight_there_is_no_critic(tmp_path):
     assert not any("guidance" in name for name in load_file(checkpoints.find(tmp_path / "run") / TRAINING))
 
 
-@pytest.mark.parametrize(("attention", "sampling"), [("linear", "state_passing"), ("softmax", "windows")])
+@pytest.mark.parametrize(("attention", "sampling"), [
+    ("linear", "state_passing"), ("softmax", "windows"), ("none", "windows"),
+])
 def test_a_guided_run_goes_on_as_if_it_had_not_been_killed(attention, sampling, tmp_path, monkeypatch):
     config, store = make_config(attention, sampling=sampling, value_weight=1.0), make_store()
     train(config, store, tmp_path / "whole")
@@ -259,6 +261,8 @@ def test_returns_that_are_all_alike_are_scaled_all_the_same():
     ({"discount": 1.0}, "train.discount must be below 1 and train.value_trace at most 1, got 1 and 0.9"),
     ({"value_trace": 1.1}, "train.discount must be below 1 and train.value_trace at most 1, got 0.99 and 1.1"),
     ({"discount": -0.1}, "train.discount must not be negative, got -0.1"),
+    ({"value_weight": 0.5, "context": 1}, "a critic learns from one step to the next, which a train.context of 1 does "
+     "not hold; add --train.value_weight 0, or a longer --train.context"),
 ])
 def test_numbers_that_make_no_value_are_refused(changes, message):
     with pytest.raises(UserError) as caught:

@@ -244,7 +244,7 @@ def test_a_value_is_shown_short_and_on_one_line(value):
 ])
 def test_a_training_state_that_cannot_be_is_refused(name, change):
     store = EpisodeStore.from_episodes(map(episode_of, toys.recorded([5, 6])), SPACES, toys.ID)
-    model = ModelConfig(width=16, layers=2, heads=2)
+    model = ModelConfig(**toys.PLAIN, width=16, layers=2, heads=2)
     config = Config(dataset=toys.ID, environment=toys.ENVIRONMENT, device="cpu", model=model,
                     train=TrainConfig(batch_size=3, stream_groups=2, context=2, precision="float32", compile="off"))
     past = Trainer(config, store).checkpoint()

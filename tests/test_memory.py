@@ -10,6 +10,7 @@ from test_policy import BY_TORCH, COMPILED, REPLAY, K, make_checkpoint, make_pol
 from test_policy import assert_near, assert_same, observe, parallel_episodes, replay
 from test_portable import ONNX, run, session, step, through
 from test_train import assert_same_run, killed_at, make_config, make_store
+from toys import OWN
 
 from drl import checkpoint as checkpoints
 from drl import exported
@@ -26,7 +27,8 @@ LENGTHS = (211,), (31, 1, 2, 43, 134), (100, 111)
 TWO = {"action_tokens": False}
 BOTH = {"half_lives": [1.0, 64.0], "action_tokens": False}
 CAPPED = {"return_quantile": 0.5}
-MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH, CAPPED], ids=["fading", "two tokens", "both", "capped"])
+MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH, CAPPED, OWN],
+                                 ids=["fading", "two tokens", "both", "capped", "the default"])
 
 
 def config(memory, **settings):
@@ -139,8 +141,6 @@ def test_the_cap_of_a_timestep_is_the_quantile_of_what_the_episodes_that_reached
 @pytest.mark.parametrize(("changes", "message"), [
     ({"return_quantile": 1.1}, "model.return_quantile must be in [0, 1], got 1.1"),
     ({"return_quantile": -0.1}, "model.return_quantile must be in [0, 1], got -0.1"),
-    ({"return_quantile": 0.5, "attention": "none"}, "model.attention none reads no actions and no returns; leave "
-     "model.action_tokens and model.return_quantile out"),
 ])
 def test_a_quantile_that_is_none_is_refused(changes, message):
     with pytest.raises(UserError) as caught:
@@ -180,7 +180,22 @@ def test_decay_and_cap_never_learn(memory):
     for _ in range(5):
         trainer.update()
     assert_same(dict(trainer.model.named_buffers()), before)
-    assert len(before) == (2 if "half_lives" in memory else 1 if "return_quantile" in memory else 0)
+    made = trainer.config.model
+    assert len(before) == made.layers * bool(made.fading) + bool(made.return_quantile)
+
+
+@pytest.mark.parametrize(("attention", "ignored"), [
+    ("softmax", FADING), ("none", FADING), ("none", TWO), ("none", CAPPED),
+    ("none", BOTH | CAPPED),
+], ids=str)
+def test_what_an_attention_does_not_read_changes_nothing_of_it(attention, ignored):
+    """The same tensors by the same names, trained to the same bits."""
+    given, plain = (Trainer(config(memory, attention=attention, sampling="windows"), make_store())
+                    for memory in (ignored, {}))
+    for _ in range(3):
+        assert_same(given.update(), plain.update())
+    assert_same(dict(given.model.state_dict()), dict(plain.model.state_dict()))
+    assert not list(given.model.buffers())
 
 
 def test_softmax_trains_on_two_tokens_a_step():

@@ -5,6 +5,7 @@ Every dimension of a tensor is a different prime, the width heads times a prime.
 
 import pytest
 import torch
+from toys import PLAIN
 
 from drl.config import ModelConfig
 from drl.errors import UserError
@@ -21,8 +22,9 @@ TOLERANCE = 1e-12
 
 
 def config(**changes) -> ModelConfig:
+    """Of the plain model, but for `changes`."""
     settings = {"width": WIDTH, "heads": HEADS, "layers": LAYERS, "max_timesteps": MAX_TIMESTEPS, "return_scale": 10.0}
-    return ModelConfig(**settings | {"dropout": 0.0} | changes)
+    return ModelConfig(**PLAIN | settings | {"dropout": 0.0} | changes)
 
 
 def lively_model(dtype=torch.float32, **changes) -> DecisionTransformer:

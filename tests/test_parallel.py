@@ -1,5 +1,6 @@
 """Two processes that share every batch train as one does: same numbers but for rounding, one folder, one voice."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import Killed, killed_at, lines, make_config, make_store, training_lines
+from toys import OWN
 
 from drl import checkpoint as checkpoints
 from drl.checkpoint_files import MODEL, TRAINING
@@ -38,12 +40,12 @@ folder = Path(sys.argv[1])
 
 
 def config_of(attention: str) -> Config:
-    """Ten updates on episodes of unequal lengths: the halves of a batch have unequally many real steps. guided: linear,
-    with a critic."""
+    """Ten updates on episodes of unequal lengths: the halves of a batch have unequally many real steps. guided: what
+    the default has of its own, with a critic."""
     sampling, weight = ("windows" if attention in ("softmax", "none") else "state_passing"), attention == "guided"
     config = make_config(attention.replace("guided", "linear"), sampling=sampling, updates=10, stream_groups=3,
                          checkpoint_every=5, value_weight=float(weight))
-    return Config.from_dict(config.to_dict() | {"model": config.to_dict()["model"] | {"dropout": 0.0}})
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0, **OWN if weight else {}))
 
 
 def in_two(program: str, *arguments) -> list[SimpleNamespace]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from toys import PLAIN
 
 import drl
 from drl import checkpoint as checkpoints
@@ -56,13 +57,14 @@ class Recording(NamedTuple):
 
 
 def make_checkpoint(attention="linear", seed=0, **changes) -> Checkpoint:
-    """A small model with weights so large that actions differ from step to step, in odd units throughout."""
+    """A small model, plain but for `changes`, with weights so large that actions differ from step to step, in odd units
+    throughout."""
     rng = np.random.default_rng(seed)
     settings = {"width": HEADS * DIM, "heads": HEADS, "layers": LAYERS, "return_scale": 10.0}
     config = Config(
         dataset="-",
-        model=ModelConfig(attention=attention, **settings | changes),
-        train=TrainConfig(context=K, sampling="windows"),
+        model=ModelConfig(attention=attention, **PLAIN | settings | changes),
+        train=TrainConfig(context=K, sampling="windows", value_weight=0.0),
         evaluate=EvaluateConfig(target_returns=[CONFIG_TARGET, 1.0]),
     )
     with torch.random.fork_rng():

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import OWN, PLAIN
 
 from drl import intact, options, report_pack, scores
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
-from drl.config_files import read_config, write_config
+from drl.config_files import BEFORE, read_config, write_config
 from drl.errors import UserError
 from drl.evaluate import store, store_failure
 from drl.faults import EvaluationFailed, Fault
@@ -25,15 +26,17 @@ TARGETS = {"hopper": ("Hopper-v5", 3600.0), "walker2d": ("Walker2d-v5", 5000.0),
 
 
 def finished(root, place, score, task="hopper/medium", mode="recurrent", updates=8, train={}, **model):
-    """A run folder `root`/`place`/seed-<n> for each score, as `drl train` and `drl evaluate` leave it; the last one."""
+    """A run folder `root`/`place`/seed-<n> for each score, as `drl train` and `drl evaluate` leave it; the last one.
+    Of the plain model, but for what `train` and `model` say."""
     environment, target = TARGETS[task.partition("/")[0]]
     for seed, one in enumerate(score if isinstance(score, list) else [score]):
         run = root / place / f"seed-{seed}"
         run.mkdir(parents=True)
         sampling = "windows" if model.get("attention") == "softmax" else "state_passing"
         write_config(run / "config.yaml", Config(
-            dataset=f"drl/{task}-v0", environment=environment, seed=seed, model=ModelConfig(**model),
-            train=TrainConfig(precision="float32", updates=updates, **{"sampling": sampling} | train),
+            dataset=f"drl/{task}-v0", environment=environment, seed=seed, model=ModelConfig(**PLAIN | model),
+            train=TrainConfig(precision="float32", updates=updates,
+                              **{"sampling": sampling, "value_weight": 0.0} | train),
             evaluate=EvaluateConfig(target_returns=[target], episodes=3)))
         scored(run, one, mode=mode, step=updates)
         lines = ({"step": step, "train/loss": 1 / step} for step in (1, 2, 4))
@@ -80,14 +83,14 @@ def cells(page: str) -> list[list[str]]:
 def grid(tmp_path_factory):
     """Two variants of three seeds on three tasks, with all that figures can show."""
     root, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
-    for variant, model in {"recurrent": {}, "softmax": {"attention": "softmax", "dropout": 0.1}}.items():
-        main = "window" if model else "recurrent"
+    for variant, model in {"recurrent": OWN, "softmax": {"attention": "softmax", "dropout": 0.1}}.items():
+        main = "window" if variant == "softmax" else "recurrent"
         for task in ("walker2d/medium", "hopper/medium-expert", "halfcheetah/medium-replay"):
             last = finished(root, f"{variant}/{task}", rng.uniform(20, 90, 3).tolist(), task, main, **model)
             for run in sorted(last.parent.iterdir()):
                 scored(run, rng.uniform(20, 90), mode=main, step=4, episodes=2)
                 scored(run, rng.uniform(20, 90), mode=main, target=1000.0, episodes=2)
-                if not model:
+                if variant == "recurrent":
                     scored(run, rng.uniform(20, 90), mode="window")
     gpu, cpu = {"work": "training", "device": "H200", "cores": 16}, {"work": "scoring", "device": "EPYC", "cores": 16}
     rows = [{"variant": "recurrent", "task": "hopper/medium", "seconds": 3000.0} | gpu,
@@ -197,6 +200,20 @@ def test_a_folder_of_one_kind_gives_its_name_one_of_several_kinds_none(tmp_path)
 def test_runs_that_lie_in_no_folder_of_a_variant_are_described(tmp_path, below):
     finished(tmp_path, below, [40.0, 60.0])
     assert [row[0] for row in cells(report(tmp_path))] == ["linear, state passing"]
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"half_lives": [1.0, 4.0], "action_tokens": False},
+     "linear, state passing, model.half_lives [1.0, 4.0], model.action_tokens False"),
+    ({"return_quantile": 0.9, "train": {"value_weight": 0.5}},
+     "linear, state passing, model.return_quantile 0.9, train.value_weight 0.5"),
+    ({"attention": "softmax", "half_lives": [1.0, 4.0]}, "softmax, windows of 20"),
+    ({"attention": "none", "half_lives": [1.0, 4.0], "action_tokens": False, "return_quantile": 0.9,
+      "train": {"sampling": "windows"}}, "none, windows of 20"),
+], ids=str)
+def test_a_run_is_described_by_what_it_is_beyond_the_plain_model_whatever_the_defaults_are(tmp_path, changes, told):
+    finished(tmp_path, ".", 40.0, **changes)
+    assert [row[0] for row in cells(report(tmp_path))] == [told]
 
 
 def test_two_runs_of_one_kind_task_and_seed_are_refused(tmp_path):
@@ -349,6 +366,16 @@ def test_digits_from_a_pack_are_those_of_the_runs(grid):
         assert run.config == read_config(grid / run.name / "config.yaml")
 
 
+def test_a_pack_of_before_an_option_was_one_gives_the_page_that_it_gave(tmp_path):
+    """Such a pack said of a run's options those that were not the default of its version."""
+    finished(tmp_path, "plain", [40.0, 60.0], train={"compile": "off"})
+    file, content = tmp_path / "pack.json", report_pack.fields(gather(tmp_path))
+    (stated,) = content["options"]
+    content["options"] = [{key: stated[key] for key in stated if key not in BEFORE}]
+    report_pack.write(file, content)
+    assert report(file) == report(tmp_path)
+
+
 def test_a_loss_curve_is_thinned_to_means_of_stretches():
     losses = np.random.default_rng(0).random(1000)
     steps, means = thinned(np.arange(1, 1001) * 100, losses)
@@ -474,8 +501,10 @@ def test_the_commands_are_ones_that_drl_takes_and_make_the_same_configs(grid):
     assert {taken.evaluate.mode for taken in made if taken.verb == "evaluate"} == {"recurrent", "window"}
 
 
-def test_the_results_in_the_docs_are_read():
-    page = report(ROOT / "docs" / "results")
+def test_the_results_in_the_docs_are_those_of_their_runs():
+    """Which were stored before today's options were, and are described as they were made."""
+    page, docs = report(ROOT / "docs" / "results"), (ROOT / "docs" / "results.md").read_text()
+    assert cells(page) == cells(docs)
     (row,) = (row for row in cells(page) if row[0] == "linear, state passing")
     assert row[2].startswith("35.6 ±") and row[3].endswith("48.3 ± 7.2 (3 seeds)")
 

@@ -15,10 +15,12 @@ import pytest
 import yaml
 from test_resume import without_clocks
 from test_train import assert_same_run
+from toys import OWN, PLAIN
 
 from drl import checkpoint as checkpoints
 from drl import cli, lock, suite_times
 from drl import evaluate as evaluation
+from drl.config import TrainConfig
 from drl.config_files import read_config
 from drl.data import minari_files
 from drl.errors import UserError
@@ -31,9 +33,9 @@ from drl.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TASK = "hopper/medium-replay"
-SETTINGS = {"model.width": 16, "model.layers": 1, "model.heads": 2, "model.half_lives": [0.5, 4.0],
-            "train.batch_size": 4, "train.updates": 60, "train.checkpoint_every": 20, "train.log_every": 10,
-            "train.warmup_updates": 5, "train.precision": "float32", "evaluate.episodes": 3}
+SETTINGS = {"model.width": 16, "model.layers": 1, "model.heads": 2, "train.batch_size": 4, "train.updates": 60,
+            "train.checkpoint_every": 20, "train.log_every": 10, "train.warmup_updates": 5,
+            "train.precision": "float32", "evaluate.episodes": 3}
 TINY = {
     "tasks": ["hopper.yaml"],
     "seeds": [0, 1],
@@ -158,8 +160,7 @@ def test_a_curve_keeps_and_scores_the_checkpoints_on_the_way(tmp_path):
     ({"variants": {"a": {"evaluate": [{"mode": "windw"}]}}}, {}, "mode must be one of auto, recurrent, window"),
     ({"variants": {"a": {"evaluate": [{"episodes": 0}]}}}, {}, "episodes must be a positive int, got 0"),
     ({"variants": {"a": {"evaluate": [{}, {"target_scale": 1}]}}}, {}, "names an evaluation twice"),
-    ({"variants": {"a": {"settings": {"model.attention": "softmax", "model.half_lives": [],
-                                      "train.sampling": "windows"},
+    ({"variants": {"a": {"settings": {"model.attention": "softmax", "train.sampling": "windows"},
                          "evaluate": [{"mode": "recurrent"}]}}}, {}, "softmax attention acts in mode window alone"),
     ({"curve": {"episodes": 3}}, {}, "curve.every is missing"),
     ({"curve": {"every": 3}}, {}, "take train.checkpoint_every and train.keep_checkpoints out"),
@@ -184,6 +185,19 @@ def test_a_file_that_is_no_suite_is_one_line(tmp_path, content):
 @pytest.mark.parametrize("file", sorted((CONFIGS / "suites").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_suites_that_come_with_the_package_can_be_read(file):
     assert read(file, Path("out"), "cpu")
+
+
+@pytest.mark.parametrize("name", ["gym9", "small", "medium-replay"])
+def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say_more(name):
+    """Whatever the defaults are; gym9's guided variant is to be these."""
+    for job in read(CONFIGS / "suites" / f"{name}.yaml", Path("out"), "cpu"):
+        model, weight = job.runs[0].config.model, job.runs[0].config.train.value_weight
+        said = {option: getattr(model, option) for option in PLAIN}
+        if job.variant == "guided":
+            assert (said, weight) == (OWN, TrainConfig().value_weight)
+        else:
+            fading = {"half_lives": model.half_lives} if job.variant == "fading" else {}
+            assert (said, weight) == (PLAIN | fading, 0) and bool(model.fading) == bool(fading)
 
 
 # what becomes of it

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 from typing import NamedTuple
@@ -12,11 +13,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toys import PLAIN
 
 from drl import checkpoint as checkpoints
 from drl.checkpoint_files import MODEL, TRAINING
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
-from drl.config_files import read_config
+from drl.config_files import BEFORE, read_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
@@ -56,15 +58,16 @@ def make_store(seed: int = 0, spaces: Spaces = PENDULUM) -> EpisodeStore:
 
 
 def make_config(attention: str = "linear", seed: int = 0, **settings) -> Config:
-    """Tiny, resolved, with dropout; `settings` are TrainConfig's."""
+    """Tiny, resolved, with dropout, of the plain model without a critic; `settings` are TrainConfig's."""
     defaults = dict(updates=12, batch_size=4, context=5, learning_rate=3e-3, warmup_updates=3, log_every=1,
-                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1, precision="float32", compile="off")
+                    checkpoint_every=5, keep_checkpoints=9, stream_groups=1, precision="float32", compile="off",
+                    value_weight=0.0)
     return Config(
         dataset="synthetic/rule-v0",
         environment="Pendulum-v1",
         seed=seed,
         device="cpu",
-        model=ModelConfig(attention=attention, width=16, layers=2, heads=2, dropout=0.1, max_timesteps=29,
+        model=ModelConfig(**PLAIN, attention=attention, width=16, layers=2, heads=2, dropout=0.1, max_timesteps=29,
                           return_scale=10.0),
         train=TrainConfig(**defaults | settings),
         evaluate=EvaluateConfig(target_returns=[-200.0], episodes=1, seed=3),
@@ -656,9 +659,32 @@ def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path):
         train_together(configs, make_store(), [tmp_path / "a", tmp_path / "b"])
 
 
-def test_a_run_of_before_precision_was_an_option_goes_on(tmp_path):
-    train(make_config(updates=1, precision="auto", compile="auto"), make_store(), tmp_path / "run")
-    folder = train(make_config(updates=1), make_store(), tmp_path / "run", resume=True)
-    assert checkpoints.load(folder).step == 1
-    with pytest.raises(UserError, match="train.precision float32 -> bfloat16"):
-        train(make_config(updates=1, precision="bfloat16"), make_store(), tmp_path / "run", resume=True)
+# runs of before
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A run of one update, stored as if none of the options in BEFORE had been one."""
+    folder = train(make_config(updates=1), make_store(), tmp_path / "run")
+    card = json.loads((folder / "checkpoint.json").read_text())
+    for key in BEFORE:
+        section, _, name = key.partition(".")
+        del card["config"][section][name]
+    (folder / "checkpoint.json").write_text(json.dumps(card))
+    manifest = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()
+                if file.name != "manifest.json"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(card["config"]))
+    return tmp_path / "run"
+
+
+def test_a_run_of_before_an_option_was_one_is_read_as_it_was_made_and_goes_on(old):
+    assert checkpoints.load(old).config == read_config(old / "config.yaml") == make_config(updates=1)
+    assert checkpoints.load(train(make_config(updates=1), make_store(), old, resume=True)).step == 1
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"value_weight": 0.5}, {"best_episodes": 0.5}], ids=str)
+def test_a_run_of_before_an_option_was_one_does_not_go_on_with_another_value_of_it(old, changes):
+    (name, value), = changes.items()
+    said = refusal(make_config(updates=1, **changes), make_store(), old, resume=True)
+    assert f"train.{name} {getattr(make_config().train, name)} -> {value}" in said

@@ -13,6 +13,10 @@ ID = "drl/toy/spring-v0"
 ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
 SEED, TARGET = 300, 700.0  # of the toy policy's evaluation
 
+# Options of the model that have a default of our own: as the paper has it, and the default, whatever it is
+PLAIN = {"half_lives": [], "action_tokens": True, "return_quantile": 0.0}
+OWN = {name: getattr(ModelConfig(), name) for name in PLAIN}
+
 
 def recorded(lengths: list[int], seed: int = 0) -> list[Recorded]:
     """Random episodes of these lengths, in steps; every other one terminates, the others are truncated."""
@@ -37,7 +41,7 @@ def checkpoint(environment: str = "Hopper-v5", **settings) -> Checkpoint:
     config = Config(
         dataset="drl/toy/random-v0",
         environment=environment,
-        model=ModelConfig(width=21, heads=3, layers=2),
+        model=ModelConfig(**PLAIN, width=21, heads=3, layers=2),
         train=TrainConfig(context=5),
         evaluate=EvaluateConfig(**{"target_returns": [TARGET], "episodes": 3, "seed": SEED} | settings),
     )
