@@ -74,7 +74,7 @@ def train(options) -> None:
             raise UserError("no dataset; add --config configs/hopper/medium-replay.yaml, or --dataset ID")
         config = overlaid(read_config(found), config)
     store = minari_files.read(config.dataset)
-    config = resolve(config, store)
+    config = resolve(config, store, len(seeds or [config.seed]))
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds or [config.seed]]
     best = store.best(config.train.best_episodes)
     part = f" of its best {len(best)} episodes" if len(best) < len(store.episode_lengths) else ""

@@ -146,7 +146,7 @@ class TrainConfig:
 
     compile: Literal["auto", "on", "off"] = "auto"
     """fuse the update with torch.compile, which takes 15 s to a minute at the start; auto: on for 45,000 updates or
-    more on cuda, off on cpu"""
+    more, of all seeds side by side, on cuda, off on cpu"""
 
     log_every: int = 100
     """updates between two lines of metrics"""

@@ -10,13 +10,13 @@ from drl.data.store import EpisodeStore
 from drl.envs import check_fit
 from drl.errors import UserError
 
-# At batch 64 on an H200 compiling takes 15 s and saves 0.33 ms of each update (docs/performance.md)
+# At batch 64 on an H200 compiling takes 15 to 40 s and saves 0.33 ms of an update and seed (docs/performance.md)
 COMPILED_UPDATES = 45_000
 
 
-def resolve(config: Config, store: EpisodeStore) -> Config:
+def resolve(config: Config, store: EpisodeStore, seeds: int = 1) -> Config:
     """Fill in what the config leaves to the machine and the dataset: device, precision, whether to compile,
-    environment, target returns.
+    environment, target returns. `seeds` are trained side by side.
 
     Raises:
         UserError: no environment is named anywhere, it is unknown or does not fit the data, the model cannot act in the
@@ -34,18 +34,18 @@ def resolve(config: Config, store: EpisodeStore) -> Config:
         config,
         environment=environment,
         device=device,
-        train=chosen(config.train, device),
+        train=chosen(config.train, device, seeds),
         evaluate=dataclasses.replace(config.evaluate, target_returns=targets),
     )
 
 
-def chosen(settings: TrainConfig, device: str) -> TrainConfig:
-    """`settings` with what "auto" means on `device`."""
+def chosen(settings: TrainConfig, device: str, seeds: int = 1) -> TrainConfig:
+    """`settings` with what "auto" means on `device` for so many seeds side by side."""
     precision, compile = settings.precision, settings.compile
     if precision == "auto":
         precision = "bfloat16" if is_cuda(device) or multiplies_bfloat16() else "float32"
     if compile == "auto":
-        compile = "on" if is_cuda(device) and settings.updates >= COMPILED_UPDATES else "off"
+        compile = "on" if is_cuda(device) and seeds * settings.updates >= COMPILED_UPDATES else "off"
     return dataclasses.replace(settings, precision=precision, compile=compile)
 
 

@@ -69,7 +69,7 @@ def train(runs: list[Run], tell: Tell) -> None:
     if not free:
         return
     store = read(free[0].config.dataset)
-    configs = [resolve(run.adopted(), store) for run in free]
+    configs = [resolve(run.adopted(), store, len(free)) for run in free]
     if configs[0].train.compile == "on":
         torch.compiler.reset()  # compiled code is counted, and too much of it is refused
     start, begun = time.perf_counter(), [run.step() for run in free]
