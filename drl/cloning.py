@@ -1,4 +1,5 @@
-"""Behaviour cloning: an MLP from the newest observation to the action, which every other model is to be better than.
+"""An MLP from the newest observation to the action, which every other model is to be better than: behaviour cloning, if
+no critic guides it.
 
 It hears neither the return that is asked for nor what came before, and so has no state: it acts by window.
 

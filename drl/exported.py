@@ -37,7 +37,7 @@ from drl.policy_state import WindowState
 from drl.versions import versions
 
 FORMAT = 1
-MEMORY = 2  # of MODEL alone, where memory fades or actions are not read: compiled steps from before must refuse it
+MEMORY = 2  # of MODEL alone, where it is not the plain model: compiled steps from before must refuse it
 MODEL, CONFIG, TRACE = "model.safetensors", "config.json", "trace.safetensors"
 PROTOCOL = ("normalized_score is 100 (return - random) / (expert - random) with the reference beside it, mean over "
             "episodes seeded from environment_seed on; weights of the last update, target return fixed beforehand")
