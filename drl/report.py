@@ -14,11 +14,11 @@ from drl.report_runs import gather
 PAGE = "results.md"
 README = 4_000_000  # bytes of one, at most
 FIGURES = {
-    "scores.png": (draw_scores, "score of each task: mean and 95% interval of each row, a dot for each seed"),
-    "summary.png": (draw_summary, "average and interquartile mean of each row with 95% intervals"),
-    "curves.png": (draw_curves, "score and training loss against updates: mean and range of seeds"),
-    "targets.png": (draw_targets, "score against the target return asked for: mean and range of seeds"),
-    "modes.png": (draw_modes, "the same checkpoints acted recurrently and by window"),
+    "figures/scores.png": (draw_scores, "score of each task: mean and 95% interval of each row, a dot for each seed"),
+    "figures/summary.png": (draw_summary, "average and interquartile mean of each row with 95% intervals"),
+    "figures/curves.png": (draw_curves, "score and training loss against updates: mean and range of seeds"),
+    "figures/targets.png": (draw_targets, "score against the target return asked for: mean and range of seeds"),
+    "figures/modes.png": (draw_modes, "the same checkpoints acted recurrently and by window"),
 }
 
 
@@ -39,7 +39,7 @@ def report(source: Path, *, figure: Path | None = None, folder: Path | None = No
             a file is not what it should be, or matplotlib is missing for figures.
     """
     if readme and not folder:
-        raise UserError("--readme shows a figure of the page's folder; add --write docs/results")
+        raise UserError("--readme shows a figure of the page's folder; add --write docs")
     if readme:
         _marked(readme, "")
     if folder or figure:
@@ -66,7 +66,7 @@ def report(source: Path, *, figure: Path | None = None, folder: Path | None = No
         written += [("page", folder / PAGE), *(("figure", folder / name) for name in shown)]
     if readme:
         place = Path(os.path.relpath(folder, readme.parent))
-        drawn = "summary.png" if "summary.png" in shown else "scores.png"
+        drawn = next(name for name in ("figures/summary.png", "figures/scores.png") if name in shown)
         _write(readme, _marked(readme, short(content, rows, tasks, (place / drawn).as_posix(),
                                              (place / PAGE).as_posix(), shown[drawn])))
         written.append(("readme", readme))

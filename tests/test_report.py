@@ -321,10 +321,12 @@ def test_a_page_from_the_pack_is_that_of_the_runs_byte_for_byte_figures_too(grid
     file = tmp_path / "packed" / "runs.json"
     told = report(grid, folder=tmp_path / "one", pack=file)
     assert report(file, folder=tmp_path / "two", pack=tmp_path / "again.json")
-    ours, theirs = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    ours, theirs = ({path.relative_to(tmp_path / name).as_posix(): path.read_bytes()
+                     for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two"))
     assert ours == theirs and report(grid) == report(file)
     assert (tmp_path / "again.json").read_bytes() == file.read_bytes()
-    assert sorted(ours) == ["curves.png", "modes.png", "results.md", "scores.png", "summary.png", "targets.png"]
+    drawn = [f"figures/{name}.png" for name in ("curves", "modes", "scores", "summary", "targets")]
+    assert sorted(ours) == [*drawn, "results.md"]
     assert all(f"({name})" in ours["results.md"].decode() for name in ours if name.endswith("png"))
     assert all(name in told for name in [*ours, "runs.json"])
     for name, content in ours.items():
@@ -336,7 +338,7 @@ def test_figures_that_would_show_nothing_are_not_drawn(tmp_path):
     run = finished(tmp_path / "runs", "ours", 40.0)
     (run / "metrics.jsonl").unlink()
     report(tmp_path / "runs", folder=tmp_path / "page")
-    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["results.md", "scores.png", "summary.png"]
+    assert sorted(path.name for path in (tmp_path / "page").rglob("*.*")) == ["results.md", "scores.png", "summary.png"]
 
 
 def test_a_pack_of_360_runs_stays_under_a_megabyte(tmp_path):
@@ -435,11 +437,11 @@ def test_the_readme_changes_between_its_marks_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("# x\n\n<!-- scores -->\nold\n<!-- end of scores -->\n\nend\n")
     for _ in range(2):  # the second time changes nothing
-        report(tmp_path / "runs", folder=tmp_path / "docs" / "results", readme=readme)
+        report(tmp_path / "runs", folder=tmp_path / "docs", readme=readme)
         text = readme.read_text()
         assert text.startswith("# x\n\n<!-- scores -->\n\n| variant | acted | ")
-        assert text.endswith("(docs/results/summary.png)\n\n<!-- end of scores -->\n\nend\n") and "old" not in text
-    assert "[docs/results/results.md](docs/results/results.md)" in text
+        assert text.endswith("(docs/figures/summary.png)\n\n<!-- end of scores -->\n\nend\n") and "old" not in text
+    assert "[docs/results.md](docs/results.md)" in text
     assert [row[0] for row in tables(text)[0]] == ["variant", "ours"]
 
 
@@ -464,7 +466,7 @@ def test_a_readme_without_marks_is_left_as_it_is(grid, tmp_path, text):
 
 
 def test_a_readme_needs_the_folder_of_its_figure(grid, tmp_path):
-    with pytest.raises(UserError, match="add --write docs/results"):
+    with pytest.raises(UserError, match="add --write docs"):
         report(grid, readme=tmp_path / "README.md")
 
 
@@ -501,9 +503,14 @@ def test_the_commands_are_ones_that_drl_takes_and_make_the_same_configs(grid):
     assert {taken.evaluate.mode for taken in made if taken.verb == "evaluate"} == {"recurrent", "window"}
 
 
-def test_the_results_in_the_docs_are_those_of_their_runs():
+def test_the_results_in_the_docs_are_those_of_their_pack(tmp_path):
+    report(ROOT / "docs" / "results" / "gym9.json", folder=tmp_path)
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_results_of_the_papers_model_are_those_of_their_runs():
     """Which were stored before today's options were, and are described as they were made."""
-    page, docs = report(ROOT / "docs" / "results"), (ROOT / "docs" / "results.md").read_text()
+    page, docs = report(ROOT / "docs" / "paper-model"), (ROOT / "docs" / "paper-model.md").read_text()
     assert cells(page) == cells(docs)
     (row,) = (row for row in cells(page) if row[0] == "linear, state passing")
     assert row[2].startswith("35.6 ±") and row[3].endswith("48.3 ± 7.2 (3 seeds)")
