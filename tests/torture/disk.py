@@ -43,8 +43,9 @@ class Write:
     prepare: Callable[[Path], None] = lambda place: None
 
 
-def _train(place: Path) -> list[str]:
-    return toy.train(place / "run", train_updates=UPDATES, train_evaluate_every=0)
+def _train(run: Path, updates: int = UPDATES) -> list[str]:
+    """Without a critic, whose 2 MB would be most of what is written."""
+    return toy.train(run, train_updates=updates, train_evaluate_every=0, train_value_weight=0.0)
 
 
 def _pad(name: str, size: int, place: Path) -> None:
@@ -64,12 +65,13 @@ def _unpack(place: Path) -> None:
 
 
 WRITES = {
-    "checkpoint": Write(_train, "run/checkpoints", (20_000, 75_000)),
-    "log": Write(_train, "", (401_000, 405_000), functools.partial(_pad, "metrics.jsonl", 400_000 - 8_000)),
+    "checkpoint": Write(lambda place: _train(place / "run"), "run/checkpoints", (20_000, 75_000)),
+    "log": Write(lambda place: _train(place / "run"), "", (401_000, 405_000),
+                 functools.partial(_pad, "metrics.jsonl", 400_000 - 8_000)),
     "dataset": Write(lambda _: ["data", "collect", "hopper/random", "--steps", "4000", "--overwrite"],
                      "datasets/drl/hopper", (4_000, 60_000)),
-    "cache": Write(lambda place: toy.train(place.with_name("elsewhere"), train_updates=1, train_evaluate_every=0),
-                   f"datasets/{toys.ID}/data", (3_000, 4_500), _unpack),
+    "cache": Write(lambda place: _train(place.with_name("elsewhere"), 1), f"datasets/{toys.ID}/data", (3_000, 4_500),
+                   _unpack),
     "evaluation": Write(lambda place: ["evaluate", str(place / "run"), "--seed", "9", "--device", "cpu"],
                         "run/evaluation.json", (16_000, 30_000), functools.partial(_pad, "evaluation.json", 40_000)),
     "export": Write(lambda place: ["export", str(place / "run"), str(place / "policy"), "--overwrite"],
@@ -117,12 +119,12 @@ def _prepare(folder: Path) -> None:
     same run, done."""
     ready = folder / "ready"
     toy.dataset()
-    half = _train(ready)
+    half = _train(ready / "run")
     commands = [
         WRITES["dataset"].arguments(ready), half,
         ["evaluate", str(ready / "run"), "--device", "cpu"],
         ["export", str(ready / "run"), str(ready / "policy")],
-        toy.train(folder / "undisturbed", train_updates=UPDATES, train_evaluate_every=0),
+        _train(folder / "undisturbed"),
     ]
     for arguments in commands:
         hook = functools.partial(_stop_after, SAVED) if arguments is half else None
