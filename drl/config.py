@@ -48,8 +48,11 @@ class ModelConfig:
     dropout: float = 0.0
     """share of activations dropped in training, 0 to 1"""
 
+    timestep_embedding: bool = True
+    """whether a token tells how many steps its episode is old"""
+
     max_timesteps: int = 1000
-    """environment steps with an embedding of their own; later ones share the last"""
+    """environment steps with an embedding and a cap on the return-to-go of their own; later ones share the last"""
 
     return_quantile: float = 0.99
     """a return-to-go is read as no more than this quantile, 0 to 1, of what the dataset's episodes still earned at the

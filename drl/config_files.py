@@ -14,6 +14,7 @@ CHECKSUM = b"# sha256: "  # then that of all lines above: the last line of a run
 BEFORE = {
     "model.half_lives": [],
     "model.action_tokens": True,
+    "model.timestep_embedding": True,
     "model.return_quantile": 0.0,
     "train.best_episodes": 1.0,
     "train.value_weight": 0.0,

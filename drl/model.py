@@ -66,6 +66,9 @@ class DecisionTransformer(nn.Module):
         if config.action_tokens:
             self.embed_action = nn.Linear(action_dim, config.width)
         self.embed_timestep = nn.Embedding(config.max_timesteps, config.width)
+        if not config.timestep_embedding:  # among the weights, where the compiled step finds it, but nothing to learn
+            del self.embed_timestep.weight
+            self.embed_timestep.register_buffer("weight", torch.zeros(config.max_timesteps, config.width))
         if config.return_quantile:  # among the weights, where the compiled step finds it
             self.register_buffer("return_cap", torch.full((config.max_timesteps,), torch.finfo(torch.float32).max))
         self.norm_embedding = nn.LayerNorm(config.width)
@@ -78,7 +81,7 @@ class DecisionTransformer(nn.Module):
     def _initialise(self) -> None:
         """GPT-2's: matrices and embeddings N(0, 0.02), biases 0; LayerNorms stay at (1, 0)."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Embedding) and isinstance(module.weight, nn.Parameter):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)

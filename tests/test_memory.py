@@ -27,8 +27,9 @@ LENGTHS = (211,), (31, 1, 2, 43, 134), (100, 111)
 TWO = {"action_tokens": False}
 BOTH = {"half_lives": [1.0, 64.0], "action_tokens": False}
 CAPPED = {"return_quantile": 0.5}
-MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH, CAPPED, OWN],
-                                 ids=["fading", "two tokens", "both", "capped", "the default"])
+TIMELESS = {"timestep_embedding": False}
+MEMORY = pytest.mark.parametrize("memory", [FADING, TWO, BOTH, CAPPED, OWN, TIMELESS],
+                                 ids=["fading", "two tokens", "both", "capped", "the default", "no timestep"])
 
 
 def config(memory, **settings):
@@ -174,18 +175,27 @@ def test_bfloat16_stays_close_to_float32(memory):
 
 
 @MEMORY
-def test_decay_and_cap_never_learn(memory):
+def test_decay_cap_and_missing_timesteps_never_learn(memory):
     trainer = Trainer(config(memory, updates=30), make_store())
     before = {name: value.clone() for name, value in trainer.model.named_buffers()}
     for _ in range(5):
         trainer.update()
     assert_same(dict(trainer.model.named_buffers()), before)
     made = trainer.config.model
-    assert len(before) == made.layers * bool(made.fading) + bool(made.return_quantile)
+    assert len(before) == made.layers * bool(made.fading) + bool(made.return_quantile) + (not made.timestep_embedding)
+
+
+def test_without_a_timestep_embedding_an_action_does_not_tell_how_old_the_episode_is():
+    store = make_store()
+    for memory, alike in (({}, False), (TIMELESS, True)):
+        model = Trainer(config(memory), store).model.eval()
+        steps = torch.randn(1, 4), torch.randn(1, 4, 3), torch.randn(1, 4, 1)
+        early, late = (model(*steps, start + torch.arange(4)[None])[0] for start in (0, 20))
+        assert torch.equal(early, late) == alike
 
 
 @pytest.mark.parametrize(("attention", "ignored"), [
-    ("softmax", FADING), ("none", FADING), ("none", TWO), ("none", CAPPED),
+    ("softmax", FADING), ("none", FADING), ("none", TWO), ("none", CAPPED), ("none", TIMELESS),
     ("none", BOTH | CAPPED),
 ], ids=str)
 def test_what_an_attention_does_not_read_changes_nothing_of_it(attention, ignored):
