@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_train import make_config, make_store
 
+from drl import trainer as training
 from drl.gradient_step import SideBySide
-from drl.trainer import Trainer
+from drl.trainer import Trainer, update
 
 SEEDS = (0, 1, 2)
 CLOSE = dict(rtol=1e-4, atol=1e-5)  # float32; the worst seen is 8e-6 of a sum over the past
@@ -114,3 +115,37 @@ def test_dropout_is_another_for_each_seed():
         other.load(first.checkpoint())
     losses = advance(SideBySide(made), 1)[0, 0]
     assert len(set(losses.tolist())) == 3
+
+
+class Uncaptured:
+    """As drl.captured.Captured, without a GPU: counts for how many keys a graph would be captured."""
+
+    made = []
+
+    def __init__(self, device):
+        self.keys = set()
+        self.made.append(self)
+
+    def __call__(self, key, function, generators):
+        self.keys.add((key, len(generators)))
+        return function()
+
+
+def test_seeds_that_come_and_go_have_the_numbers_of_each_alone(monkeypatch):
+    """As a GPU does it: what trains beside others in one call, and alone or beside others in the next."""
+    monkeypatch.setattr(training, "Captured", Uncaptured)
+    made, apart = trainers(value_weight=1.0), trainers(value_weight=1.0)
+    for one in made:
+        one.captured = Uncaptured(None)
+    for rows, updates in [((0, 1), 6), ((2,), 6), ((0, 1, 2), 3), ((1, 2), 3), ((0,), 3), ((0, 1, 2), 2)]:
+        for _ in range(updates):
+            results = update([made[row] for row in rows])
+        assert len(results) == len(rows) and all(value.shape == () for pair in results for value in pair)
+        captured = made[rows[0]].captured
+        assert {key for key, _ in captured.keys} >= {(group, len(rows)) for group in range(min(3, updates))}
+
+    assert [one.step for one in made] == [14, 14, 14]
+    for row, other in enumerate(apart):
+        seen = advance(other, 14)
+        torch.testing.assert_close(torch.stack(results[row]), seen[-1], **CLOSE)
+        torch.testing.assert_close(everything(made[row]), everything(other), **CLOSE)
