@@ -250,12 +250,3 @@ class Config:
     def from_dict(cls, tree: dict[str, Any]) -> Self:
         """The inverse of to_dict. Raises UserError for a key this version does not know."""
         return trees.build(cls, trees.stated(cls, tree))
-
-
-def config_keys(cls: type = Config, where: str = "") -> list[str]:
-    """Every dotted key a config file or the command line may set."""
-    keys = []
-    for f in dataclasses.fields(cls):
-        nested = dataclasses.is_dataclass(f.type)
-        keys += config_keys(f.type, f"{where}{f.name}.") if nested else [where + f.name]
-    return keys

@@ -11,9 +11,9 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser
 
-from drl import foreign, options_benchmark, options_report, options_suite
+from drl import foreign, options_benchmark, options_report, options_suite, trees
 from drl.bounds import MOST
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.config_files import read_options
 from drl.errors import UserError, did_you_mean, shown
 
@@ -161,7 +161,7 @@ def _cure(message: str, parser: ArgumentParser) -> str:
     text = " ".join(message.split())
     if found := re.search(r"(?i)(?:unrecognized arguments|ambiguous option): -*([\w.]+)", text):
         known = {action.dest for action in parser._actions} - HIDDEN
-        return f"unknown option or config key {shown(found[1])}; {did_you_mean(found[1], known or config_keys())}"
+        return f"unknown option or config key {shown(found[1])}; {did_you_mean(found[1], known or trees.keys(Config))}"
     if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*?)\)", text):
         choices = did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         return f"unknown choice {shown(found[1])}; {choices}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from drl import evaluate as evaluation
 from drl import foreign, trees
-from drl.config import Config, EvaluateConfig, config_keys
+from drl.config import Config, EvaluateConfig
 from drl.config_files import read_options
 from drl.errors import UserError, did_you_mean, shown
 from drl.names import task as task_name
@@ -139,8 +139,8 @@ def _settings(tree: Any, where: str) -> dict[str, Any]:
     for key, value in _mapping({} if tree is None else tree, where).items():
         if key in ELSEWHERE:
             raise UserError(f"{where} sets {key}, which is said by {ELSEWHERE[key]}; take it out")
-        if key not in config_keys():
-            raise UserError(f"unknown config key {shown(key)} in {where}; {did_you_mean(str(key), config_keys())}")
+        if key not in trees.keys(Config):
+            raise UserError(f"unknown config key {shown(key)} in {where}; {did_you_mean(str(key), trees.keys(Config))}")
         section, _, name = key.rpartition(".")
         values |= trees.stated(Config, {section: {name: value}} if section else {name: value})
     return values

@@ -26,6 +26,15 @@ def stated(cls: type, tree: Any, where: str = "") -> dict[str, Any]:
     return values
 
 
+def keys(cls: type, where: str = "") -> list[str]:
+    """Every dotted key that a tree may state of a dataclass."""
+    names = []
+    for f in dataclasses.fields(cls):
+        nested = dataclasses.is_dataclass(f.type)
+        names += keys(f.type, f"{where}{f.name}.") if nested else [where + f.name]
+    return names
+
+
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     """An instance of a dataclass from what is `stated`.
 

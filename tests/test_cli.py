@@ -15,8 +15,8 @@ from test_export import edit
 
 from drl import __main__ as command
 from drl import checkpoint as checkpoints
-from drl import cli, options
-from drl.config import config_keys
+from drl import cli, options, trees
+from drl.config import Config
 from drl.data import minari_files
 
 DATASET = "drl/hopper/medium-replay-v0"
@@ -555,7 +555,7 @@ def test_every_option_says_what_it_means_and_its_default(capfd):
 
 def test_help_of_train_names_every_config_key_its_units_and_defaults(capfd):
     text = help_of(["train"], capfd)
-    assert not [key for key in config_keys() if f"--{key}" not in text]
+    assert not [key for key in trees.keys(Config) if f"--{key}" not in text]
     for words in ("gradient updates, 100000000 at most (type: int, default: 20000)", "environment steps per chunk",
                   "in the environment's units", "updates between two checkpoints", "default: state_passing",
                   "type: float, default: 0.0003", "default: runs/<env>/<tier>/seed-<n>"):

@@ -10,7 +10,8 @@ import yaml
 from toys import PLAIN
 
 from drl import options as command_line
-from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig, config_keys
+from drl import trees
+from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.config_files import stored
 from drl.errors import UserError
 
@@ -287,8 +288,8 @@ def test_every_key_can_be_set_on_the_command_line(config):
 
 def test_the_list_of_keys_is_every_leaf():
     other, default = (leaves(config.to_dict()) for config in (everything_changed(), Config(dataset="")))
-    assert sorted(config_keys()) == sorted(other)
-    assert not [key for key in config_keys() if other[key] == default[key]], "these tests must change every key"
+    assert sorted(trees.keys(Config)) == sorted(other)
+    assert not [key for key in trees.keys(Config) if other[key] == default[key]], "these tests must change every key"
 
 
 def test_a_stored_config_is_what_it_states_and_else_what_it_was_before_there_was_such_an_option():
