@@ -5,6 +5,7 @@ computation: weights, batches and states have a first dimension S, and what is w
 (torch.vmap), so that every kernel works for all of them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,7 +20,7 @@ from drl.losses import batch_errors, state_of, tensors_of
 from drl.model import Model, ModelState
 
 
-class GradientStep:
+class GradientStep(ABC):
     """Everything that one update changes.
 
     Attributes:
@@ -36,13 +37,13 @@ class GradientStep:
     memory: Tensor
     states: list[ModelState]
 
+    @abstractmethod
     def draw(self, group: int) -> tuple[Batch, Judge | None]:
         """The next batch of a group, and with critics what judges it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def errors(self, batch: Batch, past: ModelState, judge: Judge | None) -> tuple:
         """What drl.losses.batch_errors gives for the model."""
-        raise NotImplementedError
 
     def remember(self, memory: Tensor, fresh: ModelState) -> None:
         """Keep the states there from now on; `fresh` is one of a single seed, for its shapes."""
