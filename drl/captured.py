@@ -37,7 +37,8 @@ class Captured:
             torch.cuda.current_stream().wait_stream(self._stream)
             return result
         if key not in self._graphs:
-            gc.collect()  # what Python frees during a capture, such as an older graph, would break it
+            if not self._graphs:
+                gc.collect()  # what Python frees during a capture, such as another's graph, would break it
             graph = torch.cuda.CUDAGraph()
             for generator in generators:
                 graph.register_generator_state(generator)
