@@ -4,6 +4,8 @@ Both read (B, T, D) and give (B, T, D) and the state after the last token; softm
 Dimension key: B batch, T tokens, D width, H heads, K features per head.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,16 +80,16 @@ class SoftmaxAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, state: None, restart: Tensor | None, read: slice = slice(None)
     ) -> tuple[Tensor, None]:
-        """As LinearAttention; padding is on the right, so the causal order alone hides it.
-
-        Written out: torch's fused operators cannot be mapped over several models (torch.vmap) and compiled.
-        """
+        """As LinearAttention; padding is on the right, so the causal order alone hides it."""
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        exact = torch.promote_types(x.dtype, torch.float32)  # scores of bfloat16 would be coarse
-        with torch.autocast(x.device.type, enabled=False):
+        attend = self._attend if self.training else functools.partial(F.scaled_dot_product_attention, is_causal=True)
+        return self.out(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2)[:, read].flatten(2)), None
+
+    def _attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        """Written out: torch's fused operators cannot be mapped over several models (torch.vmap) and compiled."""
+        exact = torch.promote_types(v_BHTK.dtype, torch.float32)  # scores of bfloat16 would be coarse
+        with torch.autocast(v_BHTK.device.type, enabled=False):
             scores_BHTT = q_BHTK.to(exact) @ k_BHTK.to(exact).mT * q_BHTK.shape[-1] ** -0.5
-        T = x.shape[1]
-        future_TT = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+        future_TT = torch.ones_like(scores_BHTT[0, 0], dtype=torch.bool).triu(1)
         weights_BHTT = scores_BHTT.masked_fill(future_TT, -torch.inf).softmax(-1).to(v_BHTK.dtype)
-        weights_BHTT = F.dropout(weights_BHTT, self.dropout, self.training)
-        return self.out((weights_BHTT @ v_BHTK).transpose(1, 2)[:, read].flatten(2)), None
+        return F.dropout(weights_BHTT, self.dropout) @ v_BHTK
