@@ -1,8 +1,9 @@
 """Few launches: CUDA graphs, fused kernels, writes in place. The host launches one graph and reads nothing."""
 
+import contextlib
 import gc
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -56,6 +57,17 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+@contextlib.contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Within, products in float32 need not be exact on a GPU: where the model's are bfloat16, the critics' are left."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = before or allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @torch.no_grad()
 def write(kept: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     """Write `values` over `kept` in place: on a CUDA device one launch for each dtype, not one for each tensor."""
@@ -79,6 +91,17 @@ def views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The parts of `flat`, (..., N), that stand for `tensors`, which are N numbers together, in their shapes (...)."""
     parts = flat.split([tensor.numel() for tensor in tensors], -1)
     return [part.view(flat.shape[:-1] + tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def stack(whole: Any, several: Sequence[Any], names: Iterable[str]) -> None:
+    """Make each named tensor of `whole` a stack of those of `several`, which are rows of it from here on; what is None
+    stays so."""
+    for name in names:
+        if getattr(several[0], name) is None:
+            continue
+        setattr(whole, name, torch.stack([getattr(one, name) for one in several]))
+        for one, row in zip(several, getattr(whole, name), strict=True):
+            setattr(one, name, row)
 
 
 def is_cuda(device: torch.device | str) -> bool:

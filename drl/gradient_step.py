@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from drl.captured import joined, views
+from drl.captured import joined, tensor_float32, views
 from drl.data.sampling import Batch, StreamSampler, WindowSampler
 from drl.descent import Descent
 from drl.guidance import Guidance, Judge
@@ -51,6 +51,10 @@ class GradientStep(ABC):
 
     def descend(self, group: int) -> tuple[Tensor, Tensor]:
         """One update: device work only, without a look at any value. Returns what Descent.step does."""
+        with tensor_float32(self.descent.leaves[0].dtype == torch.bfloat16):  # these come first
+            return self._descend(group)
+
+    def _descend(self, group: int) -> tuple[Tensor, Tensor]:
         leaves, guidance = self.descent.leaves, self.guidance
         batch, judge = self.draw(group)
         errors, count, after, *judged = self.errors(batch, self.states[group], judge)

@@ -41,8 +41,6 @@ class Trainer(GradientStep):
         self.config, self.store, self.share, self.step = config, store, share, 0
         device, settings, spaces = config.device, config.train, store.spaces
         self._devices = [device] if is_cuda(device) else []
-        if self._devices and settings.precision == "bfloat16":  # the products left in float32 need not be exact
-            torch.backends.cuda.matmul.allow_tf32 = True
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(config.seed)
             self.model = make(config.model, spaces.observation_dim, spaces.action_dim).to(device)
