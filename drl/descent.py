@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from drl.captured import joined, views
+from drl.captured import joined, stack, views
 from drl.config import TrainConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -71,11 +71,7 @@ class Descent:
         """One that does the steps of several like ones, S of them, at once: its leaves, and the arguments and results
         of `step`, have a first dimension S, and its vectors are matrices. Theirs are rows of these from here on."""
         whole = copy.copy(descents[0])
-        for name in cls.VECTORS:
-            if getattr(whole, name) is not None:
-                setattr(whole, name, torch.stack([getattr(one, name) for one in descents]))
-                for one, row in zip(descents, getattr(whole, name), strict=True):
-                    setattr(one, name, row)
+        stack(whole, descents, cls.VECTORS)
         for one in descents:
             one._lay_out()
         working = whole._parts(whole._weights)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drl.captured import stack
 from drl.config import TrainConfig
 from drl.data.sampling import Batch
 from drl.data.store import EpisodeStore
@@ -139,11 +140,10 @@ class Guidance:
         whole.leaves = whole.descent.leaves
         whole.critic = [leaf for _, leaf in sorted(zip(whole.descent.order, whole.leaves, strict=True))]
         whole.slow = [torch.stack(parts) for parts in zip(*(one.slow for one in several), strict=True)]
-        whole.size = torch.stack([one.size for one in several])
         for row, one in enumerate(several):
-            one.size = whole.size[row]
             for part, rows in zip(one.slow, whole.slow, strict=True):
                 part.data = rows[row]
+        stack(whole, several, ["size"])
         return whole
 
     def draw(self, generator: torch.Generator) -> Tensor:

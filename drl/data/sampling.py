@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drl.captured import stack
 from drl.config import TrainConfig
 from drl.data.store import CHUNK, EpisodeStore, starts_of
 from drl.errors import UserError
@@ -136,10 +137,7 @@ class _Sampler:
         """One whose rows are those of several like this, (S, ..., B); theirs are parts of it from here on. It draws
         nothing itself."""
         whole = copy.copy(self)
-        for name in self.STREAMS:
-            setattr(whole, name, torch.stack([getattr(one, name) for one in several]))
-            for one, own in zip(several, getattr(whole, name), strict=True):
-                setattr(one, name, own)
+        stack(whole, several, self.STREAMS)
         return whole
 
     def _draw(self, high: int, count: int) -> Tensor:
