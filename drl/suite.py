@@ -101,7 +101,7 @@ class _Suite:
         return Ended(*(sum(became == name for became in self.became.values()) for name in Ended._fields))
 
     def _plan(self, job: Job) -> None:
-        """What of a job is to do; seeds train side by side where one graph holds them all."""
+        """What of a job is to do; seeds train side by side on a GPU where they ask for the same."""
         untrained = []
         for one in job.runs:
             try:
