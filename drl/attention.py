@@ -4,8 +4,6 @@ Both read (B, T, D) and give (B, T, D) and the state after the last token; softm
 Dimension key: B batch, T tokens, D width, H heads, K features per head.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,7 +67,13 @@ class LinearAttention(nn.Module):
 
 
 class SoftmaxAttention(nn.Module):
-    """Causal softmax attention over the chunk alone: the baseline, re-run over a window at every step."""
+    """Causal softmax attention over the chunk alone: the baseline, re-run over a window at every step.
+
+    Attributes:
+        fused: whether torch's fused operator does it; several models at once (torch.vmap, compiled) it cannot do.
+    """
+
+    fused = True
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -82,14 +86,17 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """As LinearAttention; padding is on the right, so the causal order alone hides it."""
         q_BHTK, k_BHTK, v_BHTK = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attend = self._attend if self.training else functools.partial(F.scaled_dot_product_attention, is_causal=True)
-        return self.out(attend(q_BHTK, k_BHTK, v_BHTK).transpose(1, 2)[:, read].flatten(2)), None
+        dropout = self.dropout if self.training else 0.0
+        if self.fused:
+            out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=dropout)
+        else:
+            out_BHTK = self._attend(q_BHTK, k_BHTK, v_BHTK, dropout)
+        return self.out(out_BHTK.transpose(1, 2)[:, read].flatten(2)), None
 
-    def _attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-        """Written out: torch's fused operators cannot be mapped over several models (torch.vmap) and compiled."""
+    def _attend(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, dropout: float) -> Tensor:
         exact = torch.promote_types(v_BHTK.dtype, torch.float32)  # scores of bfloat16 would be coarse
         with torch.autocast(v_BHTK.device.type, enabled=False):
             scores_BHTT = q_BHTK.to(exact) @ k_BHTK.to(exact).mT * q_BHTK.shape[-1] ** -0.5
         future_TT = torch.ones_like(scores_BHTT[0, 0], dtype=torch.bool).triu(1)
         weights_BHTT = scores_BHTT.masked_fill(future_TT, -torch.inf).softmax(-1).to(v_BHTK.dtype)
-        return F.dropout(weights_BHTT, self.dropout) @ v_BHTK
+        return F.dropout(weights_BHTT, dropout) @ v_BHTK

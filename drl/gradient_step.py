@@ -5,6 +5,7 @@ computation: weights, batches and states have a first dimension S, and what is w
 (torch.vmap), so that every kernel works for all of them.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from drl.attention import SoftmaxAttention
 from drl.captured import joined, tensor_float32, views
 from drl.data.sampling import Batch, StreamSampler, WindowSampler
 from drl.descent import Descent
@@ -87,7 +89,10 @@ class SideBySide(GradientStep):
         self.remember(memory, fresh)
         for one, own in zip(trainers, memory.unbind(1), strict=True):
             one.remember(own, fresh)
-        self._model, self._errors = _Errors(first.working), wrap(self._of_all)
+        self._model, self._errors = _Errors(copy.deepcopy(first.working)), wrap(self._of_all)
+        for part in self._model.modules():
+            if isinstance(part, SoftmaxAttention):
+                part.fused = False
         names = [name for name, _ in self._model.named_parameters()]
         self._names = [names[index] for index in self.descent.order]
 

@@ -23,8 +23,6 @@ CASES = {
     "bfloat16": dict(precision="bfloat16", value_weight=1.0),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented")
-
 
 def trainers(model=None, **settings) -> list[Trainer]:
     """One for each seed, without dropout, of three groups of streams."""
