@@ -60,7 +60,8 @@ def build() -> Parser:
     verb.add_argument("--run", type=str, default="", help="folder to write (default: runs/<env>/<tier>/seed-<n>); with "
                       "--seeds the folder of the seed-<n>")
     verb.add_argument("--seeds", type=int, nargs="+", default=[], help="train these seeds side by side, each into a "
-                      "folder of its own and with the numbers it would have alone (default: --seed)")
+                      "folder of its own and with the numbers it would have alone, on a GPU but for "
+                      "the order of sums (default: --seed)")
     verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder; "
                       "with --run alone, with the config found there")
     _add_config(verb)

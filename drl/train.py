@@ -47,7 +47,8 @@ def train_together(
     resume: bool = False,
     share: Share = Share(),
 ) -> list[Path]:
-    """Train on `store`, each config into its folder as if it were alone. Returns the folders of the last checkpoints.
+    """Train on `store`, each config into its folder as if it were alone, on a GPU but for the order
+    of sums and for dropout, which is drawn for all at once. Returns the folders of the last checkpoints.
 
     Args:
         configs: as `resolve` returns them; they differ in nothing but the seed.
