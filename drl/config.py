@@ -48,7 +48,7 @@ class ModelConfig:
     dropout: float = 0.0
     """share of activations dropped in training, 0 to 1"""
 
-    timestep_embedding: bool = True
+    timestep_embedding: bool = False
     """whether a token tells how many steps its episode is old"""
 
     max_timesteps: int = 1000
@@ -133,11 +133,11 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
-    value_weight: float = 1.0
+    value_weight: float = 2.5
     """pull of a critic, which learns beside the model, towards actions of higher value, against the imitation of the
     data; 0: no critic, imitation alone"""
 
-    discount: float = 0.99
+    discount: float = 0.998
     """of the critic's value: what a reward counts one step later"""
 
     value_trace: float = 0.9

@@ -14,7 +14,7 @@ ENVIRONMENT = "MountainCarContinuous-v0"  # O = 2, A = 1, box [-1, 1]
 SEED, TARGET = 300, 700.0  # of the toy policy's evaluation
 
 # Options of the model that have a default of our own: as the paper has it, and the default, whatever it is
-PLAIN = {"half_lives": [], "action_tokens": True, "return_quantile": 0.0}
+PLAIN = {"half_lives": [], "action_tokens": True, "timestep_embedding": True, "return_quantile": 0.0}
 OWN = {name: getattr(ModelConfig(), name) for name in PLAIN}
 
 
