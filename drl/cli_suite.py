@@ -47,10 +47,9 @@ def _devices(asked: list[str]) -> list[str]:
     if asked == ["auto"]:
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
     devices = [resolve_device("cuda:0" if device == "cuda" else device) for device in asked]
-    if len(set(devices)) < len(devices):
-        raise UserError(f"--devices names one twice: {' '.join(devices)}; name each once")
     if "cpu" in devices and len(devices) > 1:
-        raise UserError("--devices names cpu and GPUs; name either, since a run must go on where it began")
+        raise UserError(f"--devices names {' '.join(devices)}; name cpu alone, or GPUs, since a run must go on where "
+                        "it began")
     return devices
 
 

@@ -7,7 +7,6 @@ is told, counted, and the rest goes on.
 import contextlib
 import dataclasses
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from drl.errors import UserError
 from drl.signals import Stopped
 from drl.suite_plan import Job, Run
 from drl.suite_screen import Screen, duration
+from drl.suite_work import scoring_cores
 from drl.suite_worker import Worker, wait
 
 LOOK = 0.2  # seconds between two looks at signals
-CORES = 16  # for each process that scores; more do not make one evaluation much faster (docs/performance.md)
 
 
 class Ended(NamedTuple):
@@ -76,10 +75,9 @@ class _Suite:
         for job in jobs:
             self._plan(job)
         if self.cuda:
-            scoring = max(1, len(os.sched_getaffinity(0)) // CORES)
             self.workers = [*(Worker(device, device, ["train"]) for device in devices),
-                            *(Worker("scoring", devices[index % len(devices)], ["score"], (index, scoring))
-                              for index in range(scoring))]
+                            *(Worker("scoring", devices[index % len(devices)], ["score"], cores)
+                              for index, cores in enumerate(scoring_cores(len(devices))))]
         else:  # side by side was not faster on two cores, in two pairs of runs
             self.workers = [Worker("cpu", "cpu", ["score", "train"])]
 

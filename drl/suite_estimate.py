@@ -33,7 +33,7 @@ from drl.progress import progress
 from drl.resolve import chosen
 from drl.rollout import one_thread, play
 from drl.suite_plan import Ask, Job, Run
-from drl.suite_work import machine
+from drl.suite_work import machine, scoring_cores
 from drl.trainer import Trainer, update
 
 SECONDS = 1.0  # of each measurement
@@ -58,7 +58,8 @@ def told(jobs: Sequence[Job], out: Path, devices: Sequence[str]) -> str:
     rows, spaces = suite_times.read(out), {job.task: _spaces(job.runs[0].config) for job in jobs}
     if is_cuda(devices[0]):
         torch.cuda.set_device(devices[0])
-    trainer, player = _Rates(rows, machine(devices[0])), _Rates(rows, machine("cpu"))
+    scoring_on = {"cores": len(scoring_cores(len(devices))[0])} if is_cuda(devices[0]) else {}
+    trainer, player = _Rates(rows, machine(devices[0])), _Rates(rows, machine("cpu") | scoring_on)
     training = scoring = space = 0.0
     updates = episodes = 0
     known = [job for job in jobs if spaces[job.task]]
@@ -79,7 +80,7 @@ def told(jobs: Sequence[Job], out: Path, devices: Sequence[str]) -> str:
             bar.update()
     steps = max((job.runs[0].config.model.max_timesteps for job in jobs), default=0)
     scored_by = player.told(f"measured now, as if an untrained policy's episodes took {steps} steps: at most")
-    hours = max(training / len(devices), scoring) if is_cuda(devices[0]) else training + scoring
+    hours = max(training / len(set(devices)), scoring) if is_cuda(devices[0]) else training + scoring
     lines += ["", f"training    {updates} updates, {_about(training)}; {trainer.told('measured now, not compiled')}",
               f"scoring     {episodes} episodes, {_about(scoring)}; {scored_by}",
               f"together    {_about(hours)} on {' '.join(devices)}",

@@ -40,6 +40,7 @@ from drl.versions import versions
 
 STOP = signal.SIGUSR2  # from the parent
 PARENT_ENDS = 1  # PR_SET_PDEATHSIG
+CORES = 16  # for each process that scores; more do not make one evaluation much faster (docs/performance.md)
 
 Tell = Callable[..., None]
 read = functools.cache(minari_files.read)  # mapped: what is not drawn from takes no memory
@@ -129,6 +130,14 @@ def _checkpoint(folder: Path, step: int) -> checkpoints.Checkpoint:
     return checkpoints.load(folder / "checkpoints" / f"step-{step:08d}")
 
 
+def scoring_cores(training: int) -> list[list[int]]:
+    """The cores of each process that scores beside so many that train, each of which keeps one to feed its GPU."""
+    cores = sorted(os.sched_getaffinity(0))
+    several = max(1, len(cores) // CORES)
+    cores = cores[min(training, len(cores) // 2):]
+    return [cores[index * len(cores) // several: (index + 1) * len(cores) // several] for index in range(several)]
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the time that something takes depends on."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
@@ -172,13 +181,13 @@ def _serve(pipe: Connection) -> None:
         tell(ready=True)
 
 
-def _child(handle: str, parent: str, device: str, index: str, count: str) -> None:
+def _child(handle: str, parent: str, device: str, *cores: str) -> None:
     ctypes.CDLL(None).prctl(PARENT_ENDS, signal.SIGKILL)
     if os.getppid() != int(parent):
         return
     os.set_inheritable(int(handle), False)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[int(index) * len(cores) // int(count): (int(index) + 1) * len(cores) // int(count)])
+    if cores:
+        os.sched_setaffinity(0, map(int, cores))
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # which is what "cuda" means from here on
     try:

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -32,10 +32,10 @@ class Worker:
         bar: the last text of its progress.
     """
 
-    def __init__(self, name: str, device: str, kinds: Iterable[str], share: tuple[int, int] = (0, 1)):
-        """`share`: (i, n): of n equal parts of the cores it has the i-th."""
+    def __init__(self, name: str, device: str, kinds: Iterable[str], cores: Sequence[int] = ()):
+        """`cores`: those that it may use; none: all."""
         self.name, self.kinds, self.doing, self.runs, self.bar = name, tuple(kinds), "", [], ""
-        self._device, self._share, self._child, self._said = device, share, None, b""
+        self._device, self._cores, self._child, self._said = device, cores, None, b""
 
     @property
     def lives(self) -> bool:
@@ -91,7 +91,7 @@ class Worker:
         with theirs:  # -P: the current folder is not searched for modules
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(os.getpid()), self._device,
-                 *map(str, self._share)],
+                 *map(str, self._cores)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
                 pass_fds=[theirs.fileno()], process_group=0, env=environment)
         self._output = self._child.stdout

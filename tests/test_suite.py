@@ -1,6 +1,7 @@
 """A suite is its runs, each as if alone; however often it is killed, stopped or repeated, they are the same."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,12 +16,12 @@ import pytest
 import yaml
 from test_resume import without_clocks
 from test_train import assert_same_run
-from toys import OWN, PLAIN
+from toys import PLAIN
 
 from drl import checkpoint as checkpoints
-from drl import cli, lock, suite_times
+from drl import cli, lock, suite_times, suite_work
 from drl import evaluate as evaluation
-from drl.config import TrainConfig
+from drl.config import ModelConfig, TrainConfig
 from drl.config_files import read_config
 from drl.data import minari_files
 from drl.errors import UserError
@@ -191,13 +192,14 @@ def test_the_suites_that_come_with_the_package_can_be_read(file):
 def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say_more(name):
     """Whatever the defaults are; gym9's guided variant is to be these."""
     for job in read(CONFIGS / "suites" / f"{name}.yaml", Path("out"), "cpu"):
-        model, weight = job.runs[0].config.model, job.runs[0].config.train.value_weight
-        said = {option: getattr(model, option) for option in PLAIN}
+        model, train = job.runs[0].config.model, job.runs[0].config.train
         if job.variant == "guided":
-            assert (said, weight) == (OWN, TrainConfig().value_weight)
+            every = dataclasses.replace(TrainConfig(), checkpoint_every=train.checkpoint_every)
+            assert (model, dataclasses.replace(train, compile="auto", precision="auto")) == (ModelConfig(), every)
         else:
+            said = {option: getattr(model, option) for option in PLAIN}
             fading = {"half_lives": model.half_lives} if job.variant == "fading" else {}
-            assert (said, weight) == (PLAIN | fading, 0) and bool(model.fading) == bool(fading)
+            assert said == PLAIN | fading and not train.value_weight and bool(model.fading) == bool(fading)
 
 
 # what becomes of it
@@ -301,7 +303,7 @@ def test_missing_datasets_are_told_before_anything_starts(drl, tmp_path, monkeyp
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--part", "3/2"], "--part must be I/N"), (["--part", "0/2"], "--part must be I/N"),
-    (["--devices", "cpu", "cpu"], "--devices names one twice"),
+    (["--devices", "cpu", "cpu"], "name cpu alone, or GPUs"),
 ])
 def test_options_that_cannot_be_are_one_line(drl, arguments, message):
     result = drl(*arguments)
@@ -376,14 +378,24 @@ def test_a_process_that_scores_keeps_to_its_share_of_the_cores(made, tmp_path, m
     shutil.copytree(made / "runs", tmp_path / "runs")
     (folder(tmp_path, 0) / evaluation.FILE).unlink()
     job, = read(made / "tiny.yaml", tmp_path / "runs" / "tiny", "cpu")
-    worker, played = Worker("scoring", "cpu", ["score"], (1, 2)), []
+    cores = sorted(os.sched_getaffinity(0))
+    worker, played = Worker("scoring", "cpu", ["score"], cores[len(cores) // 2:]), []
     worker.give("score", job.runs[:1])
     while worker.doing:
         wait([worker], 1)
         played += [message["machine"]["cores"] for message in worker.messages() if "played" in message]
     worker.end()
-    cores = len(os.sched_getaffinity(0))
-    assert played == [cores - cores // 2] * 3
+    assert played == [len(cores) - len(cores) // 2] * 3
+
+
+@pytest.mark.parametrize(("cores", "training", "expected"), [
+    (1, 1, [1]), (2, 1, [1]), (2, 4, [1]), (15, 1, [14]), (16, 1, [15]), (32, 1, [15, 16]), (32, 4, [14, 14]),
+])
+def test_each_gpu_that_trains_keeps_a_core_from_those_that_score(cores, training, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(100, 100 + cores)))
+    given = suite_work.scoring_cores(training)
+    assert [len(part) for part in given] == expected
+    assert sorted(core for part in given for core in part) == list(range(100 + cores - sum(expected), 100 + cores))
 
 
 # what is told
