@@ -228,7 +228,8 @@ def report(options) -> None:
     from drl.report import report as make
 
     paths = {name: options[name] and Path(options[name]) for name in ("pack", "readme", "figure")}
-    text = make(Path(options.runs), folder=options.write and Path(options.write), against=options.against, **paths)
+    paths["folder"] = options.write and Path(options.write)
+    text = make(*map(Path, options.runs), against=options.against, **paths)
     known = sys.stdout.encoding or "utf-8"
     print(text.encode(known, "replace").decode(known))  # a terminal may know no plus-minus
 

@@ -9,8 +9,9 @@ DESCRIPTION = (
 
 def add(verb) -> None:
     """Give them to the parser of the verb."""
-    verb.add_argument("runs", type=str, help="folder that holds runs at any depth, or a file written with --pack; "
-                      "where all runs in <folder>/NAME are of one kind, they are called NAME")
+    verb.add_argument("runs", type=str, nargs="+", help="folder that holds runs at any depth, or a file written with "
+                      "--pack; several are one report; where all runs in <folder>/NAME are of one kind, they are "
+                      "called NAME")
     verb.add_argument("--write", type=str | None, default=None, help="folder for the page, results.md, and its "
                       "figures, PNG; needs the extra drl[report]")
     verb.add_argument("--pack", type=str | None, default=None, help="JSON file for all that the page needs: the same "

@@ -1,4 +1,4 @@
-"""Report: from the JSON of runs, or from one file that packs it, to a page, its figures and a README's table."""
+"""Report: from the JSON of runs, or from files that pack it, to a page, its figures and a README's table."""
 
 import os
 from pathlib import Path
@@ -22,12 +22,12 @@ FIGURES = {
 }
 
 
-def report(source: Path, *, figure: Path | None = None, folder: Path | None = None, pack: Path | None = None,
+def report(*sources: Path, figure: Path | None = None, folder: Path | None = None, pack: Path | None = None,
            readme: Path | None = None, against: str = "") -> str:
     """The page, in Markdown, without figures; where files are written, what they are instead.
 
     Args:
-        source: folder that holds runs at any depth, or a file that `pack` was.
+        sources: folders that hold runs at any depth, or files that `pack` was; together they are one report.
         figure: PNG file for the scores alone.
         folder: for the page and its figures.
         pack: file for all that a page needs.
@@ -44,10 +44,11 @@ def report(source: Path, *, figure: Path | None = None, folder: Path | None = No
         _marked(readme, "")
     if folder or figure:
         figures.pyplot("--write" if folder else "--figure")  # missing: told before the reading
-    content = report_pack.read(source) if source.is_file() else gather(source)
-    content = report_pack.unpacked(fields := report_pack.fields(content), f"report of {source}")
+    named = " ".join(map(str, sources))
+    content = report_pack.joined([report_pack.read(path) if path.is_file() else gather(path) for path in sources])
+    content = report_pack.unpacked(fields := report_pack.fields(content), f"report of {named}")
     rows, tasks = rows_of(content.runs), tasks_of(content.runs)
-    _require_comparable(rows, content, source)
+    _require_comparable(rows, content, named)
     comparisons = compared(chosen_row(rows, against), rows)
 
     def whole(shown: dict[str, str]) -> str:
@@ -74,17 +75,17 @@ def report(source: Path, *, figure: Path | None = None, folder: Path | None = No
     return told + "\n".join(f"{kind:<12}{path} ({path.stat().st_size:,} bytes)" for kind, path in written)
 
 
-def _require_comparable(rows: list[Row], content: report_pack.Pack, source: Path) -> None:
+def _require_comparable(rows: list[Row], content: report_pack.Pack, named: str) -> None:
     failures = [f"{content.root}/{run.name}: {told}" for run in content.runs for _, told in run.failures]
     if failures and not rows:
-        raise UserError(f"no scored run under {source}, and evaluations that failed, {len(failures)}; {failures[0]}")
+        raise UserError(f"no scored run under {named}, and evaluations that failed, {len(failures)}; {failures[0]}")
     if not rows:
-        raise UserError(f"no scored run under {source}: of {len(content.runs)} none has a score at its last "
+        raise UserError(f"no scored run under {named}: of {len(content.runs)} none has a score at its last "
                         "checkpoint and its config's target return; type: drl evaluate "
                         "runs/hopper/medium-replay/seed-0")
     mujoco = {result.versions.get("mujoco", "unknown") for row in rows for result in row.results}
     if len(mujoco) > 1:
-        raise UserError(f"runs under {source} were scored with MuJoCo {' and '.join(sorted(mujoco))}: different "
+        raise UserError(f"runs under {named} were scored with MuJoCo {' and '.join(sorted(mujoco))}: different "
                         "physics do not share a table; name a folder with one of them")
 
 

@@ -3,6 +3,8 @@
 A page is always made from what such a file would say, so it is the same from the runs and from their pack.
 """
 
+import collections
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,25 @@ def fields(pack: Pack) -> dict[str, Any]:
         for run in pack.runs
     ]
     return {"format": FORMAT, "root": pack.root, **shared, "datasets": pack.datasets, "jobs": pack.jobs, "runs": runs}
+
+
+def joined(packs: Sequence[Pack]) -> Pack:
+    """What several machines made of one suite, as if one had; it goes by the name of the first.
+
+    Raises:
+        UserError: two hold a run of the same name, or datasets of one name with other episodes.
+    """
+    datasets: dict[str, float] = {}
+    for name, mean in (item for pack in packs for item in pack.datasets.items()):
+        if datasets.setdefault(name, mean) != mean:
+            raise UserError(f"the episodes of {name} have the mean return {datasets[name]:g} here and {mean:g} there: "
+                            "these are not the same data; report them apart")
+    runs = [run for pack in packs for run in pack.runs]
+    twice = [name for name, count in collections.Counter(run.name for run in runs).items() if count > 1]
+    if twice:
+        raise UserError(f"run {twice[0]} stands in more than one of what is to be reported; name each once")
+    runs.sort(key=lambda run: run.name.split("/"))
+    return Pack(packs[0].root, runs, datasets, [job for pack in packs for job in pack.jobs])
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

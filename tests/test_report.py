@@ -4,6 +4,7 @@ import builtins
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -481,6 +482,28 @@ def test_a_suites_file_that_is_none_is_answered_in_one_line(tmp_path, content):
     intact.write_sealed(tmp_path / "suite.json", content)
     with pytest.raises(UserError, match=r"^suite file .*suite\.json.* is damaged: 'r?[a-z]+' is "):
         report(tmp_path)
+
+
+def test_what_several_machines_made_is_one_report(grid, tmp_path):
+    rows = intact.read_sealed(grid / "suite.json", "suite")["rows"]
+    one, other = (tmp_path / part / grid.name for part in ("one", "other"))
+    for root, variant in {one: "softmax", other: "recurrent"}.items():
+        shutil.copytree(grid / variant, root / variant)
+        told = {"format": 1, "rows": [row for row in rows if row["variant"] == variant]}
+        intact.write_sealed(root / "suite.json", told)
+    report(other, pack=tmp_path / "other.json")
+    assert report(one, tmp_path / "other.json") == report(grid)
+    with pytest.raises(UserError, match="^run recurrent/.* stands in more than one of what is to be reported"):
+        report(grid, tmp_path / "other.json")
+
+
+def test_scores_on_other_episodes_under_the_same_name_are_not_one_report(tmp_path):
+    for name, mean in {"a": 1.0, "b": 2.0}.items():
+        content = {"format": report_pack.FORMAT, "root": "runs", "options": [], "versions": [], "grids": [],
+                   "datasets": {"drl/hopper/medium-v0": mean}, "jobs": [], "runs": []}
+        report_pack.write(tmp_path / name, content)
+    with pytest.raises(UserError, match="^the episodes of drl/hopper/medium-v0 have the mean return 1 here and 2 "):
+        report(tmp_path / "a", tmp_path / "b")
 
 
 def test_the_commands_are_ones_that_drl_takes_and_make_the_same_configs(grid):
