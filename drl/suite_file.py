@@ -73,9 +73,9 @@ def _jobs(tree: Any, home: Path, out: Path, device: str, wanted: Wanted) -> list
             raise UserError(f"tasks names {task} twice; name each once")
         files[task] = stated
     common = _settings(tree["settings"], "settings")
-    curve = _numbers(tree["curve"], "curve", {"every": int, "episodes": int}) if tree["curve"] is not None else None
-    if curve is not None and not curve.get("every"):
-        raise UserError("curve.every is missing; it is updates between two scores, e.g. 5000")
+    curve = _numbers(tree["curve"], "curve", {"points": int, "episodes": int}) if tree["curve"] is not None else None
+    if curve is not None and "points" not in curve:
+        raise UserError("curve.points is missing; it is how often each run is scored on its way, e.g. 4")
     _known(wanted.variants, variants, "variant")
     _known(wanted.tasks, files, "task")
     _known(wanted.seeds, seeds, "seed")
@@ -108,8 +108,8 @@ def _run(values: dict[str, Any], asked: list[dict], curve: dict[str, int] | None
             raise UserError("curve says which checkpoints are kept; take train.checkpoint_every and "
                             "train.keep_checkpoints out of the settings")
         updates = values.get("train.updates", trees.build(Config, values).train.updates)
-        values = values | {"train.checkpoint_every": curve["every"],
-                           "train.keep_checkpoints": max(1, -(-updates // curve["every"]))}
+        values = values | {"train.checkpoint_every": -(-updates // curve["points"]),
+                           "train.keep_checkpoints": curve["points"]}
     config = trees.build(Config, values)
 
     def ask(step: int, given: dict[str, Any]) -> Ask:
@@ -128,7 +128,8 @@ def _run(values: dict[str, Any], asked: list[dict], curve: dict[str, int] | None
     asks = [ask(config.train.updates, given) for given in asked]
     if len(set(asks)) < len(asks):
         raise UserError(f"{where} names an evaluation twice")
-    steps = range(curve["every"], config.train.updates, curve["every"]) if curve else ()
+    every = config.train.checkpoint_every
+    steps = range(every, config.train.updates, every) if curve else ()
     few = {"episodes": curve["episodes"]} if curve and "episodes" in curve else {}
     return config, (*asks, *(ask(step, few) for step in steps))
 

@@ -129,14 +129,16 @@ def test_parts_are_all_jobs_and_none_twice(tmp_path):
     assert [len(part) for part in parts] == [2, 2, 1]
 
 
-def test_a_curve_keeps_and_scores_the_checkpoints_on_the_way(tmp_path):
+@pytest.mark.parametrize(("points", "every", "on_the_way"), [(1, 60, []), (3, 20, [20, 40]), (4, 15, [15, 30, 45]),
+                                                             (7, 9, [9, 18, 27, 36, 45, 54])])
+def test_a_curve_keeps_and_scores_the_checkpoints_on_the_way(points, every, on_the_way, tmp_path):
     settings = {key: value for key, value in SETTINGS.items() if key != "train.checkpoint_every"}
-    file = suite_of(tmp_path, settings=settings, curve={"every": 25, "episodes": 1})
+    file = suite_of(tmp_path, settings=settings, curve={"points": points, "episodes": 1})
     (job,) = read(file, Path("out"), "cpu")
     train = job.runs[0].config.train
-    assert (train.checkpoint_every, train.keep_checkpoints) == (25, 3)
+    assert (train.checkpoint_every, train.keep_checkpoints) == (every, points)
     assert [(ask.step, ask.episodes, ask.mode) for ask in job.runs[0].asks] == [
-        (60, 3, "recurrent"), (60, 2, "window"), (60, 3, "recurrent"), (25, 1, "recurrent"), (50, 1, "recurrent")
+        (60, 3, "recurrent"), (60, 2, "window"), (60, 3, "recurrent"), *((step, 1, "recurrent") for step in on_the_way)
     ]
 
 
@@ -163,8 +165,8 @@ def test_a_curve_keeps_and_scores_the_checkpoints_on_the_way(tmp_path):
     ({"variants": {"a": {"evaluate": [{}, {"target_scale": 1}]}}}, {}, "names an evaluation twice"),
     ({"variants": {"a": {"settings": {"model.attention": "softmax", "train.sampling": "windows"},
                          "evaluate": [{"mode": "recurrent"}]}}}, {}, "softmax attention acts in mode window alone"),
-    ({"curve": {"episodes": 3}}, {}, "curve.every is missing"),
-    ({"curve": {"every": 3}}, {}, "take train.checkpoint_every and train.keep_checkpoints out"),
+    ({"curve": {"episodes": 3}}, {}, "curve.points is missing"),
+    ({"curve": {"points": 3}}, {}, "take train.checkpoint_every and train.keep_checkpoints out"),
     ({}, {"variants": ("plan",)}, r"no variant 'plan' in it; did you mean 'plain'\?"),
     ({}, {"tasks": ("hopper/medium",)}, r"no task 'hopper/medium' in it; did you mean 'hopper/medium-replay'\?"),
     ({}, {"seeds": (7,)}, "no seed 7 in it; known: 0, 1"),
@@ -190,12 +192,13 @@ def test_the_suites_that_come_with_the_package_can_be_read(file):
 
 @pytest.mark.parametrize("name", ["gym9", "small", "medium-replay"])
 def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say_more(name):
-    """Whatever the defaults are; gym9's guided variant is to be these."""
+    """Whatever the defaults are; gym9's guided variant is to be these, the unguided one without the critic."""
     for job in read(CONFIGS / "suites" / f"{name}.yaml", Path("out"), "cpu"):
         model, train = job.runs[0].config.model, job.runs[0].config.train
-        if job.variant == "guided":
-            every = dataclasses.replace(TrainConfig(), checkpoint_every=train.checkpoint_every)
-            assert (model, dataclasses.replace(train, compile="auto", precision="auto")) == (ModelConfig(), every)
+        if job.variant in ("guided", "unguided"):
+            weight = {"unguided": {"value_weight": 0.0}}.get(job.variant, {})
+            kept = {name: getattr(train, name) for name in ("checkpoint_every", "keep_checkpoints")}
+            assert (model, train) == (ModelConfig(), dataclasses.replace(TrainConfig(), **kept, **weight))
         else:
             said = {option: getattr(model, option) for option in PLAIN}
             fading = {"half_lives": model.half_lives} if job.variant == "fading" else {}
