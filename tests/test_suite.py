@@ -1,7 +1,6 @@
 """A suite is its runs, each as if alone; however often it is killed, stopped or repeated, they are the same."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import signal
@@ -16,12 +15,12 @@ import pytest
 import yaml
 from test_resume import without_clocks
 from test_train import assert_same_run
-from toys import PLAIN
+from toys import OWN, PLAIN
 
 from drl import checkpoint as checkpoints
 from drl import cli, lock, suite_times, suite_work
 from drl import evaluate as evaluation
-from drl.config import ModelConfig, TrainConfig
+from drl.config import TrainConfig
 from drl.config_files import read_config
 from drl.data import minari_files
 from drl.errors import UserError
@@ -33,6 +32,7 @@ from drl.suite_worker import Worker, wait
 from drl.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+CRITIC = {option: getattr(TrainConfig(), option) for option in ("value_weight", "value_trace", "discount")}
 TASK = "hopper/medium-replay"
 SETTINGS = {"model.width": 16, "model.layers": 1, "model.heads": 2, "train.batch_size": 4, "train.updates": 60,
             "train.checkpoint_every": 20, "train.log_every": 10, "train.warmup_updates": 5,
@@ -192,15 +192,15 @@ def test_the_suites_that_come_with_the_package_can_be_read(file):
 
 @pytest.mark.parametrize("name", ["gym9", "small", "medium-replay"])
 def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say_more(name):
-    """Whatever the defaults are; gym9's guided variant is to be these, the unguided one without the critic."""
+    """Whatever the defaults are; a guided variant is to be these, an unguided one these without the critic."""
     for job in read(CONFIGS / "suites" / f"{name}.yaml", Path("out"), "cpu"):
         model, train = job.runs[0].config.model, job.runs[0].config.train
+        said = {option: getattr(model, option) for option in PLAIN}
+        critic = {option: getattr(train, option) for option in CRITIC}
         if job.variant in ("guided", "unguided"):
-            weight = {"unguided": {"value_weight": 0.0}}.get(job.variant, {})
-            kept = {name: getattr(train, name) for name in ("checkpoint_every", "keep_checkpoints")}
-            assert (model, train) == (ModelConfig(), dataclasses.replace(TrainConfig(), **kept, **weight))
+            assert said == OWN
+            assert critic == CRITIC | ({} if job.variant == "guided" else {"value_weight": 0.0})
         else:
-            said = {option: getattr(model, option) for option in PLAIN}
             fading = {"half_lives": model.half_lives} if job.variant == "fading" else {}
             assert said == PLAIN | fading and not train.value_weight and bool(model.fading) == bool(fading)
 
