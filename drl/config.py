@@ -143,6 +143,9 @@ class TrainConfig:
     value_trace: float = 0.9
     """share of the recorded rewards, step by step, in what the critic learns; the rest is its own word"""
 
+    value_tau: float = 0.005
+    """share of the critic that its slow copy, by which it learns, takes over at each update, TD3's tau; above 0 to 1"""
+
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """what the model computes in; weights, states, optimizer and loss are float32 in any case; auto: bfloat16 on
     cuda and on a cpu that multiplies bfloat16 numbers, else float32"""
@@ -169,6 +172,8 @@ class TrainConfig:
                  "log_every", "checkpoint_every", "keep_checkpoints")
         not_negative(self, "train", "warmup_updates", "weight_decay", "evaluate_every", "value_weight", "discount",
                      "value_trace")
+        if not 0 < self.value_tau <= 1:
+            raise UserError(f"train.value_tau must be in (0, 1], got {self.value_tau:g}")
         if not (self.discount < 1 and self.value_trace <= 1):
             raise UserError(f"train.discount must be below 1 and train.value_trace at most 1, got {self.discount:g} "
                             f"and {self.value_trace:g}")

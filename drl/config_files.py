@@ -18,6 +18,7 @@ BEFORE = {
     "model.return_quantile": 0.0,
     "train.best_episodes": 1.0,
     "train.value_weight": 0.0,
+    "train.value_tau": 0.005,
     "train.precision": "float32",
     "train.compile": "off",
 }  # how a run was made whose config was stored before there was such an option

@@ -27,7 +27,6 @@ from drl.descent import Descent, under
 from drl.parallel import Share
 
 WIDTH, LEARNING_RATE = 256, 1e-3
-FOLLOW = 0.005  # share of the critics that their slow copies take over at each update
 NOISE, MOST = 0.2, 0.5  # of the actions that the slow copies judge, and where it is cut off (arXiv 1802.09477, 5.3)
 RANGE = 100.0  # returns are scaled so that the best and the worst episode are so far apart
 
@@ -163,7 +162,7 @@ class Guidance:
         with torch.no_grad():
             self.share.sum(sizes)
             torch.div(*sizes.unbind(-1), out=self.size)
-            torch._foreach_lerp_(self.slow, self.critic, FOLLOW)
+            torch._foreach_lerp_(self.slow, self.critic, self.settings.value_tau)
 
     def look(self) -> dict[str, float]:
         """For the log: the critics' squared error and what they think of the policy, in the environment's units."""

@@ -226,6 +226,18 @@ def test_several_guided_seeds_learn_what_each_alone_learns(tmp_path):
         assert_same_run(folder, tmp_path / f"alone-{config.seed}")
 
 
+@pytest.mark.parametrize("tau", [0.25, 1.0])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_slow_critics_take_over_their_share_of_what_the_critics_have_become(tau, seeds):
+    trainers = [Trainer(make_config(seed=seed, value_weight=1.0, value_tau=tau), make_store()) for seed in range(seeds)]
+    before = [[part.clone() for part in trainer.guidance.slow] for trainer in trainers]
+    update(trainers)
+    for trainer, old in zip(trainers, before, strict=True):
+        for part, slow, now in zip(old, trainer.guidance.slow, trainer.guidance.critic, strict=True):
+            torch.testing.assert_close(slow, (1 - tau) * part + tau * now, rtol=1e-6, atol=1e-7)
+            assert tau == 1 or not torch.equal(slow, now)
+
+
 @pytest.mark.parametrize("part", ["_critic", "_slow"])
 def test_a_critic_that_overflows_stops_the_run_and_says_so(part):
     config = make_config(value_weight=1.0)
@@ -259,7 +271,10 @@ def test_returns_that_are_all_alike_are_scaled_all_the_same():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"value_weight": -1.0}, "train.value_weight must not be negative, got -1.0"),
     ({"discount": 1.0}, "train.discount must be below 1 and train.value_trace at most 1, got 1 and 0.9"),
-    ({"value_trace": 1.1}, "train.discount must be below 1 and train.value_trace at most 1, got 0.99 and 1.1"),
+    ({"discount": 0.5, "value_trace": 1.1},
+     "train.discount must be below 1 and train.value_trace at most 1, got 0.5 and 1.1"),
+    ({"value_tau": 0.0}, "train.value_tau must be in (0, 1], got 0"),
+    ({"value_tau": 1.5}, "train.value_tau must be in (0, 1], got 1.5"),
     ({"discount": -0.1}, "train.discount must not be negative, got -0.1"),
     ({"value_weight": 0.5, "context": 1}, "a critic learns from one step to the next, which a train.context of 1 does "
      "not hold; add --train.value_weight 0, or a longer --train.context"),
