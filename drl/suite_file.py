@@ -75,7 +75,7 @@ def _jobs(tree: Any, home: Path, out: Path, device: str, wanted: Wanted) -> list
     common = _settings(tree["settings"], "settings")
     curve = _numbers(tree["curve"], "curve", {"points": int, "episodes": int}) if tree["curve"] is not None else None
     if curve is not None and "points" not in curve:
-        raise UserError("curve.points is missing; it is how often each run is scored on its way, e.g. 4")
+        raise UserError("curve.points is missing; it is how often each run is scored, the last time at its end, e.g. 4")
     _known(wanted.variants, variants, "variant")
     _known(wanted.tasks, files, "task")
     _known(wanted.seeds, seeds, "seed")
