@@ -118,7 +118,7 @@ def test_every_backend_matches_the_recurrence_forward_and_backward(T, backend, p
                  gradients(operator("reference", **given), inputs, past), dtype)
 
 
-@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton")
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton, which is for Linux on x86-64")
 def test_the_split_backward_of_wide_heads_matches_the_recurrence():
     wide, T = 65, 17
     inputs = [torch.randn(1, T, 2, wide) for _ in range(3)]
@@ -315,7 +315,7 @@ def test_a_row_that_restarts_has_no_past_and_no_gradient_flows_into_it(backend):
 # Programs
 
 
-@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton")
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton, which is for Linux on x86-64")
 def test_the_fused_kernels_fade_by_themselves():
     packed = torch.randn(B, 5, 3, H, K, requires_grad=True)
     (kv, z), given = LinearAttentionState(torch.randn(B, H, K, K), torch.rand(B, H, K)), options(5)
