@@ -91,7 +91,7 @@ class Judge(NamedTuple):
         noise: standard normal, (B, L, A).
         critic, slow: parameters of the critics and of their slow copies, as `values` takes them.
         size: what the policy's actions were worth at the update before, the mean of absolute values, (); 0: unknown.
-        scale: of returns.
+        scale: of returns, ().
         weight: of the policy's pull.
         discount, trace: as `goals` takes them.
     """
@@ -100,7 +100,7 @@ class Judge(NamedTuple):
     critic: Sequence[Tensor]
     slow: Sequence[Tensor]
     size: Tensor
-    scale: float
+    scale: Tensor
     weight: float
     discount: float
     trace: float
@@ -121,7 +121,8 @@ class Guidance:
         self.settings, self.share, spaces = settings, share, store.spaces
         self._noise = settings.batch_size, settings.context, spaces.action_dim
         returns = store.episode_returns
-        self.scale = RANGE / (float(returns.max() - returns.min()) or float(abs(returns).max()) or 1.0)
+        scale = RANGE / (float(returns.max() - returns.min()) or float(abs(returns).max()) or 1.0)
+        self.scale = torch.tensor(scale, device=device)  # as a number it would be compiled anew for each dataset
         self._critic = Critic(spaces.observation_dim, spaces.action_dim).to(device)
         self._slow = copy.deepcopy(self._critic).requires_grad_(False)
         parameters = list(self._critic.parameters())
@@ -142,7 +143,7 @@ class Guidance:
         for row, one in enumerate(several):
             for part, rows in zip(one.slow, whole.slow, strict=True):
                 part.data = rows[row]
-        stack(whole, several, ["size"])
+        stack(whole, several, ["size", "scale"])
         return whole
 
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -166,7 +167,8 @@ class Guidance:
 
     def look(self) -> dict[str, float]:
         """For the log: the critics' squared error and what they think of the policy, in the environment's units."""
-        return {"train/value_loss": self.descent.seen[0] / self.scale**2, "train/value": self.size.item() / self.scale}
+        scale = self.scale.item()
+        return {"train/value_loss": self.descent.seen[0] / scale**2, "train/value": self.size.item() / scale}
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next update depends on."""

@@ -40,7 +40,7 @@ from drl.versions import versions
 
 STOP = signal.SIGUSR2  # from the parent
 PARENT_ENDS = 1  # PR_SET_PDEATHSIG
-CORES = 16  # for each process that scores; more do not make one evaluation much faster (docs/performance.md)
+CORES = 5  # for each process that scores: in lockstep, more would mostly wait for one another
 
 Tell = Callable[..., None]
 read = functools.cache(minari_files.read)  # mapped: what is not drawn from takes no memory
