@@ -104,6 +104,12 @@ def stack(whole: Any, several: Sequence[Any], names: Iterable[str]) -> None:
             setattr(one, name, row)
 
 
+def current(device: torch.device | str) -> contextlib.AbstractContextManager:
+    """Within, kernels are launched on this device, if it is a CUDA device: which one that is, each thread says for
+    itself, and what is not torch's own, such as a kernel in Triton, does not look where its tensors are."""
+    return torch.cuda.device(device) if is_cuda(device) else contextlib.nullcontext()
+
+
 def is_cuda(device: torch.device | str) -> bool:
     """Whether a device, or the string that names it, is a CUDA device."""
     return torch.device(device).type == "cuda"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drl import exported
 from drl.acting import InPlace
-from drl.captured import is_cuda
+from drl.captured import current, is_cuda
 from drl.checkpoint import Checkpoint
 from drl.data.sampling import to_box
 from drl.engine import ENGINES as COMPILED
@@ -40,12 +40,13 @@ class Doors:
         self.engine = self.resolve(engine, device)
         spaces, normaliser = checkpoint.spaces, checkpoint.normaliser
         require_sound(checkpoint.config, checkpoint.weights, spaces, normaliser, "the policy")
-        self.config, self.spaces, self.device = checkpoint.config, spaces, device
+        self.config, self.spaces = checkpoint.config, spaces
         model = make(checkpoint.config.model, spaces.observation_dim, spaces.action_dim)
         model.load_state_dict(checkpoint.weights)
         self.model = model.eval().to(device)
         arrays = (normaliser.mean, normaliser.std, spaces.action_low, spaces.action_high)
         self._mean, self._std, self._low, self._high = (torch.as_tensor(array, device=device) for array in arrays)
+        self.device = str(self._mean.device)  # with its number: "cuda" may be another one in another thread
         self._remembered: Any = None
         self._acting = threading.Lock()
 
@@ -78,7 +79,6 @@ class Doors:
         )
         return self
 
-    @torch.no_grad()
     def step(self, observation, reward, state, episode_start=None):
         """Act once in every row.
 
@@ -98,6 +98,10 @@ class Doors:
             On a GPU nobody looks whether tensors are finite, which would wait for the device: neither what is given nor
             the actions, unless these are returned as numpy.
         """
+        with current(self.device), torch.no_grad():
+            return self._step(observation, reward, state, episode_start)
+
+    def _step(self, observation, reward, state, episode_start):
         observation_BO = self._observation(observation, len(state.timestep))
         first_B = state.timestep == 0
         if episode_start is not None:
@@ -139,7 +143,8 @@ class Doors:
         try:
             if self._remembered is None:
                 self.reset(len(observation))
-            return self._act(observation, reward)
+            with current(self.device):
+                return self._act(observation, reward)
         finally:
             acting.release()
 

@@ -1,12 +1,15 @@
 """On a GPU: the graph that `act` replays is the step, row for row."""
 
+import threading
+
+import numpy as np
 import pytest
 import torch
 from toys import PLAIN
 
 from drl.benchmark_model import checkpoint
 from drl.config import ModelConfig
-from drl.policy import RecurrentPolicy
+from drl.policy import RecurrentPolicy, WindowPolicy
 
 pytestmark = pytest.mark.cuda
 
@@ -55,3 +58,25 @@ def test_a_wrong_shape_is_refused_before_the_graph_runs():
     policy.reset(B, 3600.0)
     with pytest.raises(ValueError, match="observation must be"):
         policy.act(torch.zeros(B, 12, device="cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("kind", [RecurrentPolicy, WindowPolicy])
+def test_a_policy_of_the_second_gpu_acts_there_in_a_thread_of_its_own(kind):
+    """A thread begins on the first GPU, wherever the one that began it was."""
+    whole = checkpoint("linear")
+    seen = np.random.default_rng(0).standard_normal((STEPS, B, 11))
+
+    def play(policy) -> np.ndarray:
+        policy.reset(B, 3600.0)
+        return np.stack([policy.act(observation, 1.0) for observation in seen])
+
+    with torch.cuda.device(1):
+        policy = kind(whole, "cuda")
+    acted = []
+    thread = threading.Thread(target=lambda: acted.append(play(policy)))
+    thread.start()
+    thread.join()
+
+    assert policy.device == "cuda:1"
+    np.testing.assert_allclose(acted[0], play(kind(whole, "cpu", "torch")), rtol=1e-4, atol=1e-4)

@@ -392,7 +392,7 @@ def test_a_process_that_scores_keeps_to_its_share_of_the_cores(made, tmp_path, m
 
 
 @pytest.mark.parametrize(("cores", "training", "expected"), [
-    (1, 1, [1]), (2, 1, [1]), (2, 4, [1]), (15, 1, [14]), (16, 1, [15]), (32, 1, [15, 16]), (32, 4, [14, 14]),
+    (1, 1, [1]), (2, 1, [1]), (2, 4, [1]), (9, 1, [8]), (16, 1, [5, 5, 5]), (32, 4, [4, 5, 5, 4, 5, 5]),
 ])
 def test_each_gpu_that_trains_keeps_a_core_from_those_that_score(cores, training, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(100, 100 + cores)))
