@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from drl import disk, envs, scores
-from drl.behaviour import actor, pieces
+from drl.behaviour import actor, pieces, rounding
 from drl.behaviour.plan import Work, cut, plan, size
 from drl.behaviour.play import Shard
 from drl.data import minari_files, minari_writer
@@ -176,8 +176,8 @@ def _play_all(works: list[Work], folder: Path, physics: np.ndarray) -> Iterator[
     missing = _missing(works, folder)
     if len(missing) < len(works):
         print(f"going on: {len(works) - len(missing)} of {len(works)} pieces were played before", file=sys.stderr)
-    workers = min(len(os.sched_getaffinity(0)), len(missing))
-    if workers <= 1:
+    workers = max(1, min(len(os.sched_getaffinity(0)), len(missing)))
+    if workers == 1 and rounding.settled():
         def start_here(shard):
             return functools.partial(pieces.make, shard, folder)
 
@@ -188,7 +188,7 @@ def _play_all(works: list[Work], folder: Path, physics: np.ndarray) -> Iterator[
     watched, ours = context.Pipe(duplex=False)
     with watched, ProcessPoolExecutor(workers, context, _begin_worker, (watched,)) as pool, ours:
         def start(shard):
-            with _signals_held():
+            with _signals_held(), rounding.for_children():
                 return pool.submit(pieces.make, shard, folder).result
 
         try:

@@ -104,8 +104,8 @@ def build() -> Parser:
     verbs.add_subcommand("data", verb, help="collect and look at datasets")
     data = verb.add_subcommands(dest="verb")
     verb = Parser(description="Roll the shipped behaviour policies out into the local Minari dataset "
-                  "drl/<env>/<tier>-v0, on all cores. The same seed gives the same data, on any number of cores. "
-                  "One that was stopped or killed goes on when the same is typed again.")
+                  "drl/<env>/<tier>-v0, on all cores. The same seed gives the same data, on any number of cores that "
+                  "have AVX-512. One that was stopped or killed goes on when the same is typed again.")
     verb.add_argument("name", type=str, help="<env>/<tier>, e.g. hopper/medium-replay; tiers: random, medium, "
                       "medium-replay, medium-expert, expert")
     verb.add_argument("--steps", type=int | None, default=None, help="environment steps at least; whole episodes are "

@@ -8,7 +8,12 @@ import os
 import signal
 
 import pytest
-import torch
+
+from drl.behaviour import rounding
+
+os.environ.update(rounding.environment())  # before torch has numpy loaded: what plays in this process is to round so
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported

@@ -53,7 +53,7 @@ FLOORS = [  # each module may import only from floors below its own
     {"drl.data", "drl.envs_mujoco"},
     {"drl.envs"},
     {"drl.envs_process", "drl.watched"},
-    {"drl.behaviour.actor"},
+    {"drl.behaviour.actor", "drl.behaviour.rounding"},
     {"drl.behaviour.play"},
     {"drl.behaviour.pieces", "drl.behaviour.plan"},
     {"drl.behaviour"},
@@ -104,7 +104,7 @@ DOORS = {  # the only modules through which a library comes in
     "onnxscript": {"drl.portable"},
     "onnxruntime": {"drl.benchmark_step_peers"},
     "tensorboard": {"drl.tracker"},
-    "threadpoolctl": {"drl.behaviour.play"},
+    "threadpoolctl": {"drl.behaviour.rounding"},
     "torch.utils.tensorboard": set(),
     "tqdm": {"drl.progress"},
 }

@@ -21,7 +21,7 @@ import pytest
 
 from drl import collect as collection
 from drl import disk, scores
-from drl.behaviour import actor, pieces
+from drl.behaviour import actor, pieces, rounding
 from drl.behaviour import plan as plans
 from drl.behaviour.actor import Actor
 from drl.behaviour.play import Shard, play
@@ -84,6 +84,29 @@ def test_two_cores_collect_the_same_bits_as_one(collected, monkeypatch):
     on_cores(2, monkeypatch)
     collect("hopper/medium-replay", steps=STEPS)
     assert_same(load("drl/hopper/medium-replay-v0"), collected["medium-replay"])
+
+
+@pytest.mark.skipif(not rounding.environment(), reason="needs AVX-512")
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_process_that_was_given_other_kernels_collects_the_same_bits(cores, collected):
+    code = (f"import os; os.sched_getaffinity = lambda _: set(range({cores})); from drl.behaviour import rounding; "
+            f"import numpy; assert not rounding.settled(); from drl.collect import collect; "
+            f"collect('hopper/medium-replay', steps={STEPS}); assert os.environ[rounding.VARIABLE] == 'Haswell'")
+    subprocess.run([sys.executable, "-c", "if __name__ == '__main__':\n    " + code], check=True,
+                   env=os.environ | {rounding.VARIABLE: "Haswell"})
+    assert_same(load("drl/hopper/medium-replay-v0"), collected["medium-replay"])
+
+
+def test_a_processor_without_the_kernels_is_left_alone(tmp_path, monkeypatch):
+    for text in ("flags\t\t: fpu avx2 avx512f\n", "Features\t: fp asimd\n", None):
+        rounding.environment.cache_clear()
+        monkeypatch.setattr(rounding, "PROCESSOR", tmp_path / "cpuinfo")
+        if text:
+            (tmp_path / "cpuinfo").write_text(text)
+        else:
+            (tmp_path / "cpuinfo").unlink()
+        assert rounding.environment() == {} and rounding.settled()
+    rounding.environment.cache_clear()
 
 
 def test_the_same_seed_collects_the_same_bits_and_another_seed_others(collected, monkeypatch):

@@ -10,8 +10,8 @@ import functools
 import math
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from drl.behaviour import rounding
 from drl.behaviour.actor import RANDOM, actor, card, length_mean
 from drl.data.store import Recorded
 from drl.envs import Envs, make_envs, max_episode_steps
@@ -32,7 +32,7 @@ class Shard:
 
 def play(shard: Shard) -> list[Recorded]:
     """Episodes 0, 1, 2, ... of a shard, as few as have `shard.steps` steps together."""
-    with threadpool_limits(1):  # matrix products split among threads are slower here, and round differently
+    with rounding.on_one_thread():
         return _Player(shard).play()
 
 
