@@ -11,8 +11,9 @@ def add(Parser: type):
                       "(default: runs/<name of the file>)")
     verb.add_argument("--devices", type=str, nargs="+", default=["auto"], help="what trains: cpu, or GPUs such as "
                       "cuda:0 cuda:1, each with a process of its own; a GPU that is named twice compiles and saves one "
-                      "job while it trains another; auto: all GPUs, else the CPU. Scores are made on the CPU, those by "
-                      "window on a GPU where there is one")
+                      "job while it trains another, and trains both at once where nvidia-cuda-mps-control -d runs; "
+                      "auto: all GPUs, else the CPU. Scores are made on the CPU, those by window on a GPU where there "
+                      "is one")
     verb.add_argument("--only", type=str, nargs="+", default=[], help="variants, by name (default: all)")
     verb.add_argument("--tasks", type=str, nargs="+", default=[], help="tasks, e.g. hopper/medium (default: all)")
     verb.add_argument("--seeds", type=int, nargs="+", default=[], help="of those in the file (default: all)")
