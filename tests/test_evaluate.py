@@ -19,7 +19,7 @@ from drl.rollout import Rollouts, rollout
 from drl.tracker import Tracker
 from toys import SEED, TARGET, checkpoint
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "paper-model"
 
 
 @pytest.fixture(autouse=True)
