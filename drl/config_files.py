@@ -18,6 +18,7 @@ BEFORE = {
     "model.return_quantile": 0.0,
     "train.best_episodes": 1.0,
     "train.value_weight": 0.0,
+    "train.value_cap": False,
     "train.value_tau": 0.005,
     "train.precision": "float32",
     "train.compile": "off",

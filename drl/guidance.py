@@ -93,6 +93,7 @@ class Judge(NamedTuple):
         size: what the policy's actions were worth at the update before, the mean of absolute values, (); 0: unknown.
         scale: of returns, ().
         weight: of the policy's pull.
+        cap: whether no state is pulled harder than one of mean value.
         discount, trace: as `goals` takes them.
     """
 
@@ -102,6 +103,7 @@ class Judge(NamedTuple):
     size: Tensor
     scale: Tensor
     weight: float
+    cap: bool
     discount: float
     trace: float
 
@@ -154,8 +156,8 @@ class Guidance:
     def judge(self, noise: Tensor) -> Judge:
         """For the actions of one batch, with noise as `draw` gives it."""
         settings = self.settings
-        return Judge(noise, self.critic, self.slow, self.size, self.scale, settings.value_weight, settings.discount,
-                     settings.value_trace)
+        return Judge(noise, self.critic, self.slow, self.size, self.scale, settings.value_weight, settings.value_cap,
+                     settings.discount, settings.value_trace)
 
     def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor, sizes: Tensor) -> None:
         """Descend, and let the slow copies follow; what `guided` gives."""
@@ -203,8 +205,9 @@ def guided(
     worth_BL = values([part.detach() for part in judge.critic], observations, predicted).mean(0)
     sizes = torch.stack([worth_BL.detach().abs().where(mask, 0).sum(), mask.sum(dtype=torch.float32)])
     # of the update before: of this one, no process knows more than its own rows
-    pull = torch.where(judge.size > 0, judge.weight / judge.size, 0)
-    pulled = errors - pull * worth_BL.where(mask, 0).sum()
+    size_BL = worth_BL.detach().abs().maximum(judge.size) if judge.cap else judge.size
+    pull_BL = torch.where(judge.size > 0, judge.weight / size_BL, 0)
+    pulled = errors - (pull_BL * worth_BL).where(mask, 0).sum()
     with torch.no_grad():
         tried_BLA = (predicted + (NOISE * judge.noise).clamp(-MOST, MOST)).clamp(-1, 1)
         value_BL = values(judge.slow, observations, tried_BLA).amin(0)

@@ -91,7 +91,8 @@ def judge(weight: float, **changes) -> Judge:
     torch.manual_seed(2)
     noise = torch.zeros(B, L, A)
     parameters = [list(Critic(O, A).parameters()) for _ in range(2)]
-    settings = {"size": torch.tensor(0.25), "scale": torch.tensor(2.0), "weight": weight, "discount": 0.9, "trace": 0.5}
+    settings = {"size": torch.tensor(0.25), "scale": torch.tensor(2.0), "weight": weight, "cap": False, "discount": 0.9,
+                "trace": 0.5}
     return Judge(noise, *parameters, **settings)._replace(**changes)
 
 
@@ -110,9 +111,26 @@ def test_the_policy_is_pulled_up_the_critics_mean_in_proportion_to_the_weight():
     torch.testing.assert_close(pulled.detach(), (expected + judged).detach())
 
 
-def test_before_it_is_known_what_actions_are_worth_nothing_pulls():
+def test_with_a_cap_no_state_is_pulled_harder_than_one_of_mean_value():
     batch, predicted = a_batch()
-    pulled, *_ = guided(predicted, predicted.square().sum(), batch, judge(0.7, size=torch.tensor(0.0)))
+    judging, errors = judge(0.7, cap=True), predicted.square().sum()
+
+    pulled, *_ = guided(predicted, errors, batch, judging)
+    gradient, = torch.autograd.grad(errors - pulled, predicted)
+
+    worth_BL = values(judging.critic, batch.observations, predicted).mean(0)
+    assert set((worth_BL.abs() > 0.25)[batch.mask].tolist()) == {False, True}  # some lie above the mean, some below
+    slope_BLA, = torch.autograd.grad(worth_BL.sum(), predicted)
+    for b, l in batch.mask.nonzero().tolist():
+        size = max(0.25, abs(worth_BL[b, l].item()))
+        torch.testing.assert_close(gradient[b, l], 0.7 / size * slope_BLA[b, l])
+    assert not gradient[~batch.mask].any()
+
+
+@pytest.mark.parametrize("cap", [False, True])
+def test_before_it_is_known_what_actions_are_worth_nothing_pulls(cap):
+    batch, predicted = a_batch()
+    pulled, *_ = guided(predicted, predicted.square().sum(), batch, judge(0.7, size=torch.tensor(0.0), cap=cap))
     torch.testing.assert_close(torch.autograd.grad(pulled, predicted)[0], 2 * predicted.detach())
 
 
