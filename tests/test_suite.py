@@ -32,7 +32,8 @@ from drl.suite_worker import Worker, wait
 from drl.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-CRITIC = {option: getattr(TrainConfig(), option) for option in ("value_weight", "value_trace", "discount")}
+CRITIC = {option: getattr(TrainConfig(), option) for option in (
+    "value_weight", "value_cap", "value_trace", "discount")}
 TASK = "hopper/medium-replay"
 SETTINGS = {"model.width": 16, "model.layers": 1, "model.heads": 2, "train.batch_size": 4, "train.updates": 60,
             "train.checkpoint_every": 20, "train.log_every": 10, "train.warmup_updates": 5,
@@ -192,14 +193,15 @@ def test_the_suites_that_come_with_the_package_can_be_read(file):
 
 @pytest.mark.parametrize("name", ["gym9", "small", "medium-replay"])
 def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say_more(name):
-    """Whatever the defaults are; a guided variant is to be these, an unguided one these without the critic."""
+    """Whatever the defaults are; a guided variant is to be these, the others named here these but for one option."""
+    but = {"guided": {}, "capped": {"value_cap": True}, "unguided": {"value_weight": 0.0}}
     for job in read(CONFIGS / "suites" / f"{name}.yaml", Path("out"), "cpu"):
         model, train = job.runs[0].config.model, job.runs[0].config.train
         said = {option: getattr(model, option) for option in PLAIN}
         critic = {option: getattr(train, option) for option in CRITIC}
-        if job.variant in ("guided", "unguided"):
+        if job.variant in but:
             assert said == OWN
-            assert critic == CRITIC | ({} if job.variant == "guided" else {"value_weight": 0.0})
+            assert critic == CRITIC | but[job.variant]
         else:
             fading = {"half_lives": model.half_lives} if job.variant == "fading" else {}
             assert said == PLAIN | fading and not train.value_weight and bool(model.fading) == bool(fading)
