@@ -13,14 +13,20 @@ def run(options) -> None:
     Raises:
         UserError: a mistake; or runs failed, which were told when they did.
     """
-    from drl import suite
+    from drl import report_pack, suite
     from drl.suite_file import Wanted, read
+    from drl.suite_plan import left_by
     from drl.suite_screen import Screen, duration
 
     file, devices = Path(options.suite), _devices(options.devices)
     out = Path(options.out or f"runs/{file.stem}")
     wanted = Wanted(tuple(options.only), tuple(options.tasks), tuple(options.seeds), _part(options.part))
     jobs = read(file, out, devices[0].partition(":")[0], wanted)
+    for name in options.packed:
+        jobs = left_by(jobs, report_pack.read(Path(name)), name)
+    if not jobs:
+        print(f"nothing is left to do: all of it is in {' '.join(options.packed)}")
+        return
     if options.dry_run:
         from drl.suite_estimate import told
 

@@ -19,6 +19,9 @@ def add(Parser: type):
     verb.add_argument("--seeds", type=int, nargs="+", default=[], help="of those in the file (default: all)")
     verb.add_argument("--part", type=str, default="1/1", help="I/N: every Nth job, a variant on a task, from the Ith; "
                       "for N machines that share the folder")
+    verb.add_argument("--packed", type=str, nargs="+", default=[], help="files that drl report --pack wrote, as of "
+                      "another machine: runs whose last scores they hold are not made again; drl report makes one "
+                      "page of them and of the rest")
     verb.add_argument("--collect", action="store_true", help="collect the datasets that are missing first")
     verb.add_argument("--dry-run", action="store_true", help="tell how far each job is, and how long what is left "
                       "will take; writes nothing")

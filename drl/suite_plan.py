@@ -3,10 +3,11 @@
     <out>/<variant>/<env>/<tier>/seed-<n>/      a run, as `drl train` makes it
 
 What a run is to be comes from the suite's file alone (suite_file.py), how far it is from its folder alone: nothing else
-is remembered.
+is remembered. What another machine made, and sent as a pack (report_pack.py), need not be made again.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,13 @@ from drl import evaluate as evaluation
 from drl import trees
 from drl.config import Config
 from drl.config_files import read_config
+from drl.errors import UserError
 from drl.names import task as task_name
+from drl.report_pack import Pack
 from drl.train import CONFIG_FILE
+
+# what of a config changes no weight, as trees.differences begins
+UNSEEN = "device ", "evaluate.", "train.checkpoint_every ", "train.keep_checkpoints ", "train.log_every "
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,20 @@ class Run:
     def task(self) -> str:
         return task_name(self.config.dataset)
 
+    @property
+    def name(self) -> str:
+        """Its folder below that of the suite."""
+        return f"{self.variant}/{self.task}/seed-{self.config.seed}"
+
     def adopted(self) -> Config:
         """The config, with what it leaves open as the stored one has it. Raises UserError as `read_config`."""
         if not checkpoints.exists(self.folder):
             return self.config
-        stored, config = read_config(self.folder / CONFIG_FILE), self.config
+        return self.adopting(read_config(self.folder / CONFIG_FILE))
+
+    def adopting(self, stored: Config) -> Config:
+        """The config, with what it leaves open as `stored` has it."""
+        config = self.config
         train = {name: getattr(stored.train, name) for name in ("precision", "compile")
                  if getattr(config.train, name) == "auto"}
         targets = config.evaluate.target_returns or stored.evaluate.target_returns
@@ -111,6 +126,36 @@ class Job:
     variant: str
     task: str
     runs: tuple[Run, ...]
+
+
+def left_by(jobs: Sequence[Job], pack: Pack, what: str) -> list[Job]:
+    """The jobs less the runs that a pack holds with every score that is asked of their last checkpoint, from whatever
+    machine; scores on the way to it are not looked for.
+
+    Raises:
+        UserError: a run in `what`, the name of the pack, was trained with other settings than the suite says.
+    """
+    packed = {run.name: run for run in pack.runs}
+    left = []
+    for job in jobs:
+        runs = []
+        for run in job.runs:
+            if (known := packed.get(run.name)) is None:
+                runs.append(run)
+                continue
+            config = run.adopting(known.config)
+            if changes := [change for change in trees.differences(known.config, config)
+                           if not change.startswith(UNSEEN)]:
+                raise UserError(f"{run.name} in {what} was trained with other settings than the suite says "
+                                f"({', '.join(changes)}); leave that file out, or name the variant otherwise")
+            made = {(one.step, one.mode, one.target_return, one.episodes, one.first_seed) for one in known.results}
+            asked = {(ask.step, ask.mode, target, ask.episodes, ask.seed) for ask in run.asks
+                     if ask.step == config.train.updates for target in ask.of(config).evaluate.target_returns}
+            if not asked <= made:
+                runs.append(run)
+        if runs:
+            left.append(dataclasses.replace(job, runs=tuple(runs)))
+    return left
 
 
 def step_of(checkpoint: Path) -> int:

@@ -207,6 +207,53 @@ def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say
             assert said == PLAIN | fading and not train.value_weight and bool(model.fading) == bool(fading)
 
 
+# what another machine made
+
+
+@pytest.fixture(scope="module")
+def pack(made):
+    """What a report packs of the suite's runs."""
+    assert cli.main(["report", str(made / "runs" / "tiny"), "--pack", str(made / "pack.json")]) == 0
+    return str(made / "pack.json")
+
+
+def states(told: str) -> list[str]:
+    """How far each job is, as a dry run shows it."""
+    return [" ".join(line.split()) for line in told.splitlines() if TASK in line]
+
+
+def test_runs_that_a_pack_holds_are_not_made_again(drl, pack, tmp_path):
+    shown = drl("--packed", pack)
+    assert (shown.status, shown.out) == (0, f"nothing is left to do: all of it is in {pack}\n")
+    assert not (tmp_path / "runs").exists()
+    file = suite_of(tmp_path, seeds=[0, 1, 2], variants=TINY["variants"] | {"other": {}})
+    shutil.copy(Path(pack).parent / "hopper.yaml", tmp_path)
+    shown = drl("--packed", pack, "--dry-run", file=file.name)
+    assert sorted(states(shown.out)) == [f"other {TASK} 3 new", f"plain {TASK} 1 new"]
+
+
+@pytest.mark.parametrize(("changes", "left"), [
+    ({"variants": {"plain": {"evaluate": [{}, {"episodes": 1}]}}}, ["2 new"]),  # of which there is no score
+    ({"variants": {"plain": {"evaluate": [{"mode": "window", "episodes": 2, "seed": 1}]}}}, ["2 new"]),
+    ({"settings": SETTINGS | {"train.log_every": 3, "train.checkpoint_every": 30}}, []),  # changes no weight
+    ({"settings": {key: value for key, value in SETTINGS.items() if key != "train.checkpoint_every"},
+      "curve": {"points": 3, "episodes": 1}}, []),
+], ids=["more episodes", "another seed", "other saving", "a curve"])
+def test_a_packed_run_is_done_when_it_has_every_last_score_that_is_asked_for(changes, left, drl, pack, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | changes))
+    shown = drl("--packed", pack, "--dry-run")
+    assert shown.status == 0
+    assert states(shown.out) == [f"plain {TASK} {state}" for state in left]
+
+
+def test_a_packed_run_of_other_settings_is_refused_by_name(drl, pack, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"settings": SETTINGS | {"train.batch_size": 5}}))
+    shown = drl("--packed", pack)
+    assert (shown.status, shown.out) == (2, "")
+    assert shown.err == (f"drl: plain/{TASK}/seed-0 in {pack} was trained with other settings than the suite says "
+                         "(train.batch_size 4 -> 5); leave that file out, or name the variant otherwise\n")
+
+
 # what becomes of it
 
 
