@@ -17,8 +17,8 @@ def threads():
 
 
 def test_updates_are_reported_for_both_ways_of_sampling_and_both_attentions():
-    table = benchmark.update(updates=2, threads=1)
-    rows = re.findall(r"^\| (linear|softmax|as CORL's)(.+?) \| 64 \| 1 \| [\d.e+]+ \|", table, re.M)
+    table = benchmark.update(updates=2, threads=1, batch_sizes=[4])
+    rows = re.findall(r"^\| (linear|softmax|as CORL's)(.+?) \| 4 \| 1 \| [\d.e+]+ \|", table, re.M)
     assert rows == [("linear", ", state passing, with a critic")] * bool(TrainConfig().value_weight) + [
         ("linear", ", state passing"), ("linear", ", windows"), ("softmax", ", windows"),
         ("as CORL's", " dt.py, float32"), ("as CORL's", " dt.py, bfloat16 autocast"),
