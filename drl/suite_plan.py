@@ -19,6 +19,7 @@ from drl.config_files import read_config
 from drl.errors import UserError
 from drl.names import task as task_name
 from drl.report_pack import Pack
+from drl.report_pack import Run as Packed
 from drl.train import CONFIG_FILE
 
 # what of a config changes no weight, as trees.differences begins
@@ -136,26 +137,20 @@ def left_by(jobs: Sequence[Job], pack: Pack, what: str) -> list[Job]:
         UserError: a run in `what`, the name of the pack, was trained with other settings than the suite says.
     """
     packed = {run.name: run for run in pack.runs}
-    left = []
-    for job in jobs:
-        runs = []
-        for run in job.runs:
-            if (known := packed.get(run.name)) is None:
-                runs.append(run)
-                continue
-            config = run.adopting(known.config)
-            if changes := [change for change in trees.differences(known.config, config)
-                           if not change.startswith(UNSEEN)]:
-                raise UserError(f"{run.name} in {what} was trained with other settings than the suite says "
-                                f"({', '.join(changes)}); leave that file out, or name the variant otherwise")
-            made = {(one.step, one.mode, one.target_return, one.episodes, one.first_seed) for one in known.results}
-            asked = {(ask.step, ask.mode, target, ask.episodes, ask.seed) for ask in run.asks
-                     if ask.step == config.train.updates for target in ask.of(config).evaluate.target_returns}
-            if not asked <= made:
-                runs.append(run)
-        if runs:
-            left.append(dataclasses.replace(job, runs=tuple(runs)))
-    return left
+    jobs = [dataclasses.replace(job, runs=tuple(
+        run for run in job.runs if run.name not in packed or not _is_scored(run, packed[run.name], what)
+    )) for job in jobs]
+    return [job for job in jobs if job.runs]
+
+
+def _is_scored(run: Run, packed: Packed, what: str) -> bool:
+    config = run.adopting(packed.config)
+    if changes := [change for change in trees.differences(packed.config, config) if not change.startswith(UNSEEN)]:
+        raise UserError(f"{run.name} in {what} was trained with other settings than the suite says "
+                        f"({', '.join(changes)}); leave that file out, or name the variant otherwise")
+    made = {(one.step, one.mode, one.target_return, one.episodes, one.first_seed) for one in packed.results}
+    return made >= {(ask.step, ask.mode, target, ask.episodes, ask.seed) for ask in run.asks
+                    if ask.step == config.train.updates for target in ask.of(config).evaluate.target_returns}
 
 
 def step_of(checkpoint: Path) -> int:
