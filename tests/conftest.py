@@ -38,19 +38,35 @@ def torch_threads():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def interpreter_counts_loops():
-    """Triton 3.6's interpreter turns a loop's bound, an array of one number, into an int, which numpy 2.4 refuses."""
+def triton_interpreter():
+    """Triton 3.6's interpreter turns a loop's bound, an array of one number, into an int, which numpy 2.4 refuses. And
+    it looks through the whole language, to have itself called, at every call of a function of a kernel, which takes
+    longer than most of these do: once for each function in each run of a kernel does as well."""
     try:
         from triton.runtime import interpreter
     except ImportError:
         yield
         return
-    patch_tensor = interpreter._patch_lang_tensor
+    patch_tensor, patch_language, call = (interpreter._patch_lang_tensor, interpreter._patch_lang,
+                                          interpreter.GridExecutor.__call__)
+    ready = set()
 
-    def patched(tensor, scope):
+    def patched_tensor(tensor, scope):
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
+    def patched_language(function):
+        if function in ready:
+            return interpreter._LangPatchScope()
+        ready.add(function)
+        return patch_language(function)
+
+    def called(kernel, *arguments, **options):
+        ready.clear()  # what the run before had patched is as it was
+        return call(kernel, *arguments, **options)
+
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched_tensor)
+        monkeypatch.setattr(interpreter, "_patch_lang", patched_language)
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", called)
         yield
