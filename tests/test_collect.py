@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,14 +318,19 @@ def test_the_sizes_are_d4rls():
         assert size(name) == expected
 
 
-@pytest.fixture
-def three_pieces(monkeypatch):
-    """Collecting hopper/medium-expert in pieces of a thousand steps on one core; what was played is listed."""
+def in_pieces(monkeypatch):
+    """Have collections be made in pieces of a thousand steps on one core; what is played is listed."""
     monkeypatch.setattr(plans, "SHARD", 1000)
     on_cores(1, monkeypatch)
     played = []
     monkeypatch.setattr(pieces, "play", lambda shard: played.append(shard.number) or play(shard))
     return played
+
+
+@pytest.fixture
+def three_pieces(monkeypatch):
+    """Collecting hopper/medium-expert in pieces of a thousand steps on one core; what was played is listed."""
+    return in_pieces(monkeypatch)
 
 
 def collect_pieces(**settings):
@@ -344,18 +350,28 @@ def pieces_folder():
     return folder
 
 
-@pytest.fixture
-def interrupted(three_pieces, monkeypatch, tmp_path):
-    """A collection that is stopped when it has played its pieces; the bytes that it would have written."""
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setenv("MINARI_DATASETS_PATH", str(tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A datasets root with a collection that was stopped when it had played its pieces; the bytes that it would have
+    written."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        played = in_pieces(monkeypatch)
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("whole")))
         whole = main_file(collect_pieces())
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as caught:
-        patched.setattr(minari_writer, "_image", lambda first, rest: stop(list(rest)))
-        collect_pieces()
-    assert str(caught.value) == "what was played is kept; type the same again to go on"
-    assert minari_files.local_ids() == [] and len(three_pieces) > 4
-    three_pieces.clear()
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("stopped")))
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as caught:
+            patched.setattr(minari_writer, "_image", lambda first, rest: stop(list(rest)))
+            collect_pieces()
+        assert str(caught.value) == "what was played is kept; type the same again to go on"
+        assert minari_files.local_ids() == [] and len(played) > 4
+        return minari_files.root(), whole
+
+
+@pytest.fixture
+def interrupted(three_pieces, stopped):
+    """A collection that is stopped when it has played its pieces; the bytes that it would have written."""
+    root, whole = stopped
+    shutil.copytree(root, minari_files.root(), dirs_exist_ok=True)
     return whole
 
 
