@@ -176,6 +176,25 @@ def test_the_tool_fails_if_a_promise_was_broken(trials, tmp_path, monkeypatch, c
     assert bool([name for name in os.listdir(tmp_path) if name.startswith("torture-")]) == (BROKEN in trials)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_short_storms_rage_two_at_a_time_and_are_told_in_order(tmp_path, monkeypatch, capsys):
+    def processes(*_):
+        yield dataclasses.replace(KEPT, numbers={"process": os.getpid(), "parent": os.getppid()})
+
+    monkeypatch.setattr(kills, "run", processes)
+    monkeypatch.setattr(flips, "run", lambda *_: iter([dataclasses.replace(BROKEN, storm="flips")]))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(tool.tempfile, "tempdir", str(tmp_path))
+
+    assert tool.main(["kills", "flips", "--short", "--json", str(tmp_path)]) == 1
+
+    told = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in told.splitlines()[2:4]] == ["| kills", "| flips"]
+    assert "failed: flips, saving" in told and "failed: kills" not in told
+    (*_, numbers), = json.loads((tmp_path / "kills.json").read_text())["rows"]
+    assert numbers["parent"] == os.getpid() != numbers["process"]
+
+
 def test_an_unknown_storm_is_answered_with_those_that_are(capsys):
     assert tool.main(["hail"]) == 2
     assert capsys.readouterr().err == f"unknown storm 'hail'; known: {', '.join(tool.STORMS)}\n"

@@ -2,13 +2,16 @@
 
 import argparse
 import importlib
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,7 @@ from drl.progress import progress
 from drl.versions import versions
 
 STORMS = ("kills", "signals", "resume", "flips", "disk", "starts", "evaluations", "hostile")
+AT_ONCE = 2  # storms, each of which is a process or two at a time, where there are cores for them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,10 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it, and so would children
-    trials = {}
-    for name in options.storms or storms:
-        done = _read(name, options.read) if options.read else _run(name, storms[name], options)
-        trials[name] = storms[name].PROMISE, done
+    names = list(dict.fromkeys(options.storms)) or list(storms)
+    if options.read:
+        done = [_read(name, options.read) for name in names]
+    elif options.short and (together := min(AT_ONCE, len(names), len(os.sched_getaffinity(0)))) > 1:
+        with ProcessPoolExecutor(together, multiprocessing.get_context("fork")) as pool:
+            done = list(pool.map(_run, names, itertools.repeat(options)))
+    else:
+        done = [_run(name, options) for name in names]
+    trials = {name: (storms[name].PROMISE, tried) for name, tried in zip(names, done, strict=True)}
     print(trial.table(trials))
     failed = [broken for _, tried in trials.values() for broken in trial.failures(tried)]
     for broken in failed:
@@ -56,13 +65,15 @@ def _read(name: str, folder: Path) -> list[trial.Trial]:
     return [trial.Trial.of_row(name, row) for row in json.loads((folder / f"{name}.json").read_text())["rows"]]
 
 
-def _run(name: str, storm: ModuleType, options: argparse.Namespace) -> list[trial.Trial]:
-    """The trials of a storm, stored if asked for; its files are kept where it failed."""
+def _run(name: str, options: argparse.Namespace) -> list[trial.Trial]:
+    """The trials of a storm, stored if asked for; its files are kept where it failed. Beside another storm it draws no
+    bar but says in the end that it is done."""
+    storm = importlib.import_module(f"torture.{name}")
     count = options.trials or storm.TRIALS[options.short]
     rng = np.random.default_rng([options.seed, STORMS.index(name)])
     folder = Path(tempfile.mkdtemp(prefix=f"torture-{name}-"))
-    began, trials = time.monotonic(), []
-    with progress(count, "trial", name) as bar:
+    began, trials, beside = time.monotonic(), [], multiprocessing.parent_process() is not None
+    with progress(count, "trial", name, silent=beside) as bar:
         for done in storm.run(count, folder, rng, options.short):
             trials.append(done)
             bar.update()
@@ -71,6 +82,9 @@ def _run(name: str, storm: ModuleType, options: argparse.Namespace) -> list[tria
         print(f"{name}: what it left is in {folder}", file=sys.stderr)
     else:
         shutil.rmtree(folder, ignore_errors=True)
+    if beside:
+        print(f"{name}: {len(trials)} trials in {time.monotonic() - began:.0f} s, {len(trial.failures(trials))} failed",
+              file=sys.stderr)
     if options.json:
         _store(name, trials, time.monotonic() - began, options)
     return trials
@@ -96,8 +110,8 @@ def _parser(storms: dict[str, ModuleType]) -> argparse.ArgumentParser:
         "status is 1 if a promise was broken.", epilog="storms:\n" + "\n".join(lines),
     )
     parser.add_argument("storms", nargs="*", metavar="STORM", help="which (default: all)")
-    parser.add_argument("--short", action="store_true", help="few trials, and processes that are forked rather than "
-                        "started anew: for every change")
+    parser.add_argument("--short", action="store_true", help="few trials, processes that are forked rather than "
+                        "started anew, and two storms at a time: for every change")
     parser.add_argument("--trials", type=int, help="of each storm")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write every trial there, a file per storm")

@@ -3,6 +3,8 @@
 import gymnasium.envs.classic_control  # noqa: F401
 import torch._dynamo  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
+import torture.hostile  # noqa: F401  # whose table of inputs takes longer than most of them
+import torture.toy  # noqa: F401
 
 import drl.card  # noqa: F401
 import drl.cli  # noqa: F401
