@@ -1,19 +1,23 @@
 """A run that a signal stops, at any update and in any phase, ends soon, and goes on as if it had never stopped."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import test_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import assert_same_run, lines, make_config, make_store
+from test_train import assert_same_run, lines
 
 from drl import checkpoint as checkpoints
 from drl import checkpoint_files
 from drl import evaluate as evaluation
 from drl import rollout
+from drl.config import Config
+from drl.data.store import EpisodeStore, Spaces
 from drl.errors import UserError
 from drl.signals import Stopped
 from drl.tracker import Tracker
@@ -31,6 +35,16 @@ PHASES = {  # where the signal meets the run: what it calls there
     "writing a checkpoint": (checkpoint_files, "write_tensors"),
     "removing an old checkpoint": (checkpoints, "_remove"),
 }
+QUICK, APART = "Hopper-v5", "Pendulum-v1"  # to score a run in: in this process, and in one that is started for it
+HOPPER = Spaces(QUICK, 11, -np.ones(3, np.float32), np.ones(3, np.float32))
+
+
+def make_config(environment: str = QUICK, **settings) -> Config:
+    return dataclasses.replace(test_train.make_config(**settings), environment=environment)
+
+
+def make_store(environment: str = QUICK) -> EpisodeStore:
+    return test_train.make_store(spaces=HOPPER if environment == QUICK else test_train.PENDULUM)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +52,11 @@ def whole(tmp_path_factory):
     """Runs that were never stopped, by their settings; each is made once."""
     runs = {}
 
-    def make(**settings):
-        key = json.dumps(settings)
+    def make(environment=QUICK, **settings):
+        key = json.dumps([environment, settings])
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("whole") / "run"
-            train(make_config(**SETTINGS | settings), make_store(), runs[key])
+            train(make_config(environment, **SETTINGS | settings), make_store(environment), runs[key])
         return runs[key]
 
     return make
@@ -107,14 +121,15 @@ def test_a_run_stopped_at_any_update_goes_on_as_if_it_had_not_been(tmp_path, mon
     *(("evaluating", 1, number) for number in (signal.SIGINT, signal.SIGUSR1)),
 ])
 def test_a_run_stopped_in_any_phase_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, whole, phase, call, number):
-    config = make_config(**SETTINGS, keep_checkpoints=1)
+    environment = APART if phase == "evaluating" else QUICK
+    config, store = make_config(environment, **SETTINGS, keep_checkpoints=1), make_store(environment)
 
     with signalled(monkeypatch, PHASES[phase], call, number), pytest.raises(Stopped) as caught:
-        train(config, make_store(), tmp_path / "run")
+        train(config, store, tmp_path / "run")
 
     assert caught.value.signal == number
-    train(config, make_store(), tmp_path / "run", resume=True)
-    assert_never_stopped(tmp_path / "run", whole(keep_checkpoints=1))
+    train(config, store, tmp_path / "run", resume=True)
+    assert_never_stopped(tmp_path / "run", whole(environment, keep_checkpoints=1))
 
 
 def test_a_signal_before_the_first_update_is_done_saves_nothing_and_the_run_begins_anew(tmp_path, monkeypatch, whole):

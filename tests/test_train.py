@@ -44,17 +44,17 @@ class Recorded(NamedTuple):
     truncations: np.ndarray
 
 
-def episode(rng: np.random.Generator, length: int) -> Recorded:
-    """The rule to learn: the action is 2 tanh of the observation's first channel."""
-    observations = rng.normal(size=(length + 1, 3))
-    actions = 2 * np.tanh(observations[:-1, :1]).astype(np.float32)
+def episode(rng: np.random.Generator, length: int, spaces: Spaces) -> Recorded:
+    """The rule to learn: the actions are tanh of the observation's first channels, of the size of the box."""
+    observations = rng.normal(size=(length + 1, spaces.observation_dim))
+    actions = spaces.action_high * np.tanh(observations[:-1, : len(spaces.action_high)]).astype(np.float32)
     end = np.arange(length) == length - 1
     return Recorded(observations, actions, rng.normal(size=length), end, np.zeros(length, bool))
 
 
 def make_store(seed: int = 0, spaces: Spaces = PENDULUM) -> EpisodeStore:
     rng = np.random.default_rng(seed)
-    return EpisodeStore.from_episodes([episode(rng, length) for length in LENGTHS], spaces, "synthetic/rule-v0")
+    return EpisodeStore.from_episodes([episode(rng, length, spaces) for length in LENGTHS], spaces, "synthetic/rule-v0")
 
 
 def make_config(attention: str = "linear", seed: int = 0, **settings) -> Config:
