@@ -137,10 +137,10 @@ class TrainConfig:
     """pull of a critic, which learns beside the model, towards actions of higher value, against the imitation of the
     data; 0: no critic, imitation alone"""
 
-    value_cap: bool = False
+    value_cap: bool = True
     """whether the critic pulls at no state harder than at one of mean value"""
 
-    discount: float = 0.998
+    discount: float = 0.995
     """of the critic's value: what a reward counts one step later"""
 
     value_trace: float = 0.9

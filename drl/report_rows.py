@@ -25,6 +25,7 @@ D4RL = [f"{environment}/{tier}" for environment, tier in itertools.product(
 SAID = ("attention", "sampling", "updates", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
         "evaluate_every")
 UNREAD = {"linear": (), "softmax": ("half_lives",), "none": ("half_lives", "action_tokens", "return_quantile")}
+CRITIC = "value_cap", "discount", "value_trace", "value_tau"  # read where value_weight is not 0
 MODES = ("recurrent", "window")
 
 
@@ -139,10 +140,11 @@ def variants(runs: list[Run]) -> dict[str, str]:
 
 def described(config: Config) -> str:
     """How it was trained: attention, sampling, and every option of model and training in which it is not the plain
-    model, trained by imitation alone in float32, as far as its attention reads it."""
+    model, trained by imitation alone in float32, as far as it is read."""
     how = {"state_passing": "state passing", "windows": f"windows of {config.train.context}"}
     parts = [config.model.attention, how[config.train.sampling]]
-    plain, unread = trees.flat(stored({"dataset": ""}).to_dict()), SAID + UNREAD[config.model.attention]
+    plain = trees.flat(stored({"dataset": ""}).to_dict())
+    unread = SAID + UNREAD[config.model.attention] + (() if config.train.value_weight else CRITIC)
     for key, value in trees.flat({"model": asdict(config.model), "train": asdict(config.train)}).items():
         if key.partition(".")[2] not in unread and value != plain[key]:
             parts.append(f"{key} {value}")

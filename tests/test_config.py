@@ -296,7 +296,7 @@ def test_a_stored_config_is_what_it_states_and_else_what_it_was_before_there_was
     assert stored(everything_changed().to_dict()) == everything_changed()
     assert stored({"dataset": "a/b-v0"}) == dataclasses.replace(
         plain(Config(dataset="a/b-v0")),
-        train=TrainConfig(value_weight=0.0, best_episodes=1.0, precision="float32", compile="off"))
+        train=TrainConfig(value_weight=0.0, value_cap=False, best_episodes=1.0, precision="float32", compile="off"))
     with pytest.raises(UserError, match="^unknown config key 'train.update'; did you mean 'train.updates'"):
         stored({"dataset": "a/b-v0", "train": {"update": 1}})
 

@@ -206,8 +206,9 @@ def test_runs_that_lie_in_no_folder_of_a_variant_are_described(tmp_path, below):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"half_lives": [1.0, 4.0], "action_tokens": False},
      "linear, state passing, model.half_lives [1.0, 4.0], model.action_tokens False"),
-    ({"return_quantile": 0.9, "train": {"value_weight": 0.5}},
-     "linear, state passing, model.return_quantile 0.9, train.value_weight 0.5"),
+    ({"return_quantile": 0.9, "train": {"value_weight": 0.5, "value_cap": True}},
+     "linear, state passing, model.return_quantile 0.9, train.value_weight 0.5, train.value_cap True"),
+    ({"train": {"value_cap": True, "discount": 0.5}}, "linear, state passing"),
     ({"attention": "softmax", "half_lives": [1.0, 4.0]}, "softmax, windows of 20"),
     ({"attention": "none", "half_lives": [1.0, 4.0], "action_tokens": False, "return_quantile": 0.9,
       "train": {"sampling": "windows"}}, "none, windows of 20"),
@@ -371,7 +372,7 @@ def test_digits_from_a_pack_are_those_of_the_runs(grid):
 
 def test_a_pack_of_before_an_option_was_one_gives_the_page_that_it_gave(tmp_path):
     """Such a pack said of a run's options those that were not the default of its version."""
-    finished(tmp_path, "plain", [40.0, 60.0], train={"compile": "off"})
+    finished(tmp_path, "plain", [40.0, 60.0], train={"compile": "off", "value_cap": False})
     file, content = tmp_path / "pack.json", report_pack.fields(gather(tmp_path))
     (stated,) = content["options"]
     content["options"] = [{key: stated[key] for key in stated if key not in BEFORE}]
