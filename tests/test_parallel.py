@@ -1,6 +1,7 @@
 """Two processes that share every batch train as one does: same numbers but for rounding, one folder, one voice."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,28 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import Killed, killed_at, lines, make_config, make_store, training_lines
+from torture.processes import Drl
 from toys import OWN
 
 from drl import checkpoint as checkpoints
+from drl import signals
 from drl.checkpoint_files import MODEL, TRAINING
 from drl.config import Config, ModelConfig
 from drl.data.sampling import Steps, StreamSampler, WindowSampler
 from drl.errors import UserError
 from drl.parallel import Share, join
 from drl.train import train, train_together
+from drl.trainer import Trainer
 
 ATTENTIONS = ["linear", "softmax", "none", "guided"]
-PRELUDE = f"""
-import os, sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from drl.errors import UserError
-from drl.parallel import join
-from drl.train import train_together
-from drl.trainer import Trainer
-from test_parallel import ATTENTIONS, config_of, make_store
-folder = Path(sys.argv[1])
-"""
 
 
 def config_of(attention: str) -> Config:
@@ -48,26 +42,38 @@ def config_of(attention: str) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0, **OWN if weight else {}))
 
 
-def in_two(program: str, *arguments) -> list[SimpleNamespace]:
-    """Run a program in two processes, as torchrun would; status, out and err of each."""
+def in_two(program: Callable[[Path], int | None], folder: Path) -> list[SimpleNamespace]:
+    """Call a function of this module in two processes, as torchrun would start them, forked from one that has imported
+    everything; status, out and err of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-              "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PRELUDE + program, *map(str, arguments)]
-    running = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for rank in "01"
-    ]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = []
     try:
-        told = [process.communicate(timeout=90) for process in running]
+        for rank in "01":
+            hook = functools.partial(call, program, folder, shared | {"RANK": rank, "LOCAL_RANK": rank})
+            running.append(Drl([], folder / "said" / program.__name__, hook, real=False))
+        for process in running:
+            assert process.wait(90) is not None, process.said
     finally:
         for process in running:
             process.kill()
-    return [SimpleNamespace(status=process.returncode, out=out, err=err)
-            for process, (out, err) in zip(running, told, strict=True)]
+    return [SimpleNamespace(status=process.status, out=process.out, err=process.said) for process in running]
+
+
+def call(program: Callable[[Path], int | None], folder: Path, variables: dict[str, str]) -> None:
+    """All that the process does: `drl` itself is not called."""
+    os.environ.update(variables)
+    sys.exit(program(folder))
+
+
+def train_all(folder: Path) -> None:
+    with join("cpu") as share:
+        for attention in ATTENTIONS:
+            for name in ("shared", "handed-over"):
+                run = folder / attention / name
+                train_together([config_of(attention)], make_store(), [run], resume=name == "handed-over", share=share)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +85,7 @@ def made(tmp_path_factory):
         train(config_of(attention), make_store(), folder / attention / "alone")
         with pytest.MonkeyPatch.context() as patch, killed_at(patch, 7):
             train(config_of(attention), make_store(), folder / attention / "handed-over")
-    processes = in_two("""
-with join("cpu") as share:
-    for attention in ATTENTIONS:
-        for name in ("shared", "handed-over"):
-            run = folder / attention / name
-            train_together([config_of(attention)], make_store(), [run], resume=name == "handed-over", share=share)
-""", folder)
+    processes = in_two(train_all, folder)
     assert [process.status for process in processes] == [0, 0], processes
     return SimpleNamespace(folder=folder, processes=processes)
 
@@ -125,22 +125,29 @@ def test_the_first_process_alone_writes_and_speaks(made):
     assert (second.out, second.err) == ("", "")
 
 
+def in_the_second(act: Callable[[], None]) -> None:
+    """Have the second of two processes do something at the beginning of the update after three."""
+    def descend(self, group, real=Trainer.descend):
+        if self.step == 3 and self.share.rank == 1:
+            act()
+        return real(self, group)
+
+    Trainer.descend = descend
+
+
+def signalled(folder: Path) -> int:
+    in_the_second(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+
+    def work():
+        with join("cpu") as share:
+            train_together([config_of("linear")], make_store(), [folder / "run"], resume=True, share=share)
+        return 0
+
+    return signals.status(work)
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_update_and_one_goes_on_as_if_it_had_not_come(made, tmp_path):
-    program = """
-import signal
-def descend(self, group, real=Trainer.descend):
-    if self.step == 3 and self.share.rank == 1:
-        os.kill(os.getpid(), signal.SIGUSR1)
-    return real(self, group)
-Trainer.descend = descend
-def work():
-    with join("cpu") as share:
-        train_together([config_of("linear")], make_store(), [folder / "run"], resume=True, share=share)
-    return 0
-from drl import signals
-sys.exit(signals.status(work))
-"""
-    first, second = in_two(program, tmp_path)
+    first, second = in_two(signalled, tmp_path)
 
     assert (first.status, second.status) == (128 + signal.SIGTERM, 128 + signal.SIGUSR1), (first, second)
     assert checkpoints.load(tmp_path / "run").step == 4
@@ -153,20 +160,18 @@ sys.exit(signals.status(work))
     assert_close_run(tmp_path / "run", made.folder / "linear" / "alone")
 
 
+def deserted(folder: Path) -> None:
+    in_the_second(lambda: os._exit(3))
+    try:
+        with join("cpu") as share:
+            train_together([config_of("linear")], make_store(), [folder / "run"], share=share)
+    except UserError as error:
+        sys.exit(str(error))
+
+
 def test_a_process_that_dies_does_not_leave_the_other_waiting(tmp_path):
     start = time.monotonic()
-    first, second = in_two("""
-def descend(self, group, real=Trainer.descend):
-    if self.step == 3 and self.share.rank == 1:
-        os._exit(3)
-    return real(self, group)
-Trainer.descend = descend
-try:
-    with join("cpu") as share:
-        train_together([config_of("linear")], make_store(), [folder / "run"], share=share)
-except UserError as error:
-    sys.exit(str(error))
-""", tmp_path)
+    first, second = in_two(deserted, tmp_path)
     assert second.status == 3
     assert first.status == 1
     assert "the processes of this run lost each other" in first.err.splitlines()[-1]

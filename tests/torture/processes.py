@@ -60,6 +60,11 @@ class Drl:
         return self._err.read_text(errors="replace")
 
     @property
+    def out(self) -> str:
+        """What stands in its stdout so far."""
+        return self._out.read_text(errors="replace")
+
+    @property
     def told(self) -> list[str]:
         """The lines of its stderr that are no progress bars."""
         lines = (line.rpartition("\r")[2].strip() for line in self.said.replace("\x1b[A", "\n").splitlines())
