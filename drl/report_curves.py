@@ -11,6 +11,7 @@ from drl.report_pack import Pack, Run
 from drl.report_rows import MODES, Row, interval, longest, targets
 
 PANEL = 1.9  # inches of a panel with curves
+UNLIKE = 4  # times as many updates in the longest row as in the shortest, where they are drawn by magnitude
 LEGEND = 120  # characters of a line of the legend
 Curves = dict[tuple[str, int], dict[float, list[float]]]  # by task and place of the row, by x: a value of each seed
 
@@ -25,17 +26,20 @@ def draw_curves(pack: Pack, rows: list[Row], tasks: dict[str, str], file: Path, 
         return False
     drawn = [(task, kind) for kind in kinds for task in tasks.values() if any(key[0] == task for key in kind[1])]
     places = sorted({place for _, curves, _ in kinds for _, place in curves})
+    ends = [max(points) for _, curves, _ in kinds for points in curves.values()]
+    across = "log" if max(ends) > UNLIKE * min(ends) else "linear"
     with pyplot.rc_context(FONT):
         canvas, axes = panels(pyplot, len(drawn), PANEL, _below([rows[place].name for place in places]))
         for axis, (task, (name, curves, scale)) in zip(axes, drawn, strict=True):
             for (other, place), points in curves.items():
                 if other == task:
                     _band(axis, place, points)
-            axis.set(title=task, yscale=scale, ylabel=name, xlabel="updates")
-            if scale == "log":
-                axis.yaxis.set_major_locator(pyplot.LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter(pyplot.NullFormatter())
+            axis.set(title=task, xscale=across, yscale=scale, ylabel=name, xlabel="updates")
+            for part, subs in ((axis.xaxis, (1,)), (axis.yaxis, (1, 2, 5))):
+                if part.get_scale() == "log":
+                    part.set_major_locator(pyplot.LogLocator(subs=subs))
+                    part.set_major_formatter("{x:,g}")
+                    part.set_minor_formatter(pyplot.NullFormatter())
         _legend(pyplot, canvas, rows, places)
         figures.save(canvas, file)
     return True

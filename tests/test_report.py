@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toys import OWN, PLAIN
 
-from drl import intact, options, report_pack, scores
+from drl import figures, intact, options, report_pack, scores
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from drl.config_files import BEFORE, read_config, write_config
 from drl.errors import UserError
@@ -544,6 +544,22 @@ def test_one_figure_alone_is_a_picture(tmp_path):
     finished(tmp_path, "linear", [40.0, 45.0])
     report(tmp_path, figure=tmp_path / "figures" / "scores.png")
     assert (tmp_path / "figures" / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("updates", "scale"), [(80, "log"), (10, "linear")])
+def test_updates_are_drawn_by_magnitude_where_a_row_had_many_times_as_many(tmp_path, monkeypatch, updates, scale):
+    drawn, save = {}, figures.save
+
+    def saved(canvas, file):
+        drawn[file.stem] = [axis.get_xscale() for axis in canvas.axes]
+        save(canvas, file)
+
+    monkeypatch.setattr(figures, "save", saved)
+    for variant, last in (("short", 8), ("long", updates)):
+        run = finished(tmp_path, variant, 40.0, updates=last)
+        scored(run, 30.0, step=last // 2)
+    report(tmp_path, folder=tmp_path / "page")
+    assert drawn["curves"] == [scale] * 2
 
 
 @pytest.mark.parametrize(("name", "option"), [("figure", "--figure"), ("folder", "--write")])
