@@ -44,7 +44,7 @@ class Recorded(NamedTuple):
     truncations: np.ndarray
 
 
-def episode(rng: np.random.Generator, length: int, spaces: Spaces) -> Recorded:
+def episode(rng: np.random.Generator, length: int, spaces: Spaces = PENDULUM) -> Recorded:
     """The rule to learn: the actions are tanh of the observation's first channels, of the size of the box."""
     observations = rng.normal(size=(length + 1, spaces.observation_dim))
     actions = spaces.action_high * np.tanh(observations[:-1, : len(spaces.action_high)]).astype(np.float32)
