@@ -662,10 +662,13 @@ def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path):
 # runs of before
 
 
+OLD = make_config(updates=1, value_cap=False)
+
+
 @pytest.fixture
 def old(tmp_path):
     """A run of one update, stored as if none of the options in BEFORE had been one."""
-    folder = train(make_config(updates=1), make_store(), tmp_path / "run")
+    folder = train(OLD, make_store(), tmp_path / "run")
     card = json.loads((folder / "checkpoint.json").read_text())
     for key in BEFORE:
         section, _, name = key.partition(".")
@@ -679,8 +682,8 @@ def old(tmp_path):
 
 
 def test_a_run_of_before_an_option_was_one_is_read_as_it_was_made_and_goes_on(old):
-    assert checkpoints.load(old).config == read_config(old / "config.yaml") == make_config(updates=1)
-    assert checkpoints.load(train(make_config(updates=1), make_store(), old, resume=True)).step == 1
+    assert checkpoints.load(old).config == read_config(old / "config.yaml") == OLD
+    assert checkpoints.load(train(OLD, make_store(), old, resume=True)).step == 1
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"value_weight": 0.5}, {"best_episodes": 0.5}], ids=str)
