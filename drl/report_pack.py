@@ -3,7 +3,6 @@
 A page is always made from what such a file would say, so it is the same from the runs and from their pack.
 """
 
-import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,10 @@ class Run:
     failures: list[tuple[int, str]]
     steps: list[int]
     losses: list[float]
+
+    def made(self) -> set[tuple]:
+        """What there are results of: step, mode, target return, episodes and first environment seed of each."""
+        return {(one.step, one.mode, one.target_return, one.episodes, one.first_seed) for one in self.results}
 
 
 @dataclass(frozen=True)
@@ -103,22 +106,26 @@ def fields(pack: Pack) -> dict[str, Any]:
 
 
 def joined(packs: Sequence[Pack]) -> Pack:
-    """What several machines made of one suite, as if one had; it goes by the name of the first.
+    """What several machines made of one suite, as if one had; it goes by the name of the first. Of a run that was made
+    again because it lacked a score, there is the one that has all scores of the other and more.
 
     Raises:
-        UserError: two hold a run of the same name, or datasets of one name with other episodes.
+        UserError: two hold a run of the same name otherwise, or datasets of one name with other episodes.
     """
     datasets: dict[str, float] = {}
     for name, mean in (item for pack in packs for item in pack.datasets.items()):
         if datasets.setdefault(name, mean) != mean:
             raise UserError(f"the episodes of {name} have the mean return {datasets[name]:g} here and {mean:g} there: "
                             "these are not the same data; report them apart")
-    runs = [run for pack in packs for run in pack.runs]
-    twice = [name for name, count in collections.Counter(run.name for run in runs).items() if count > 1]
-    if twice:
-        raise UserError(f"run {twice[0]} stands in more than one of what is to be reported; name each once")
-    runs.sort(key=lambda run: run.name.split("/"))
-    return Pack(packs[0].root, runs, datasets, [job for pack in packs for job in pack.jobs])
+    runs: dict[str, Run] = {}
+    for run in (run for pack in packs for run in pack.runs):
+        other = runs.get(run.name)
+        if other is None or other.made() < run.made():
+            runs[run.name] = run
+        elif not run.made() < other.made():
+            raise UserError(f"run {run.name} stands in more than one of what is to be reported; name each once")
+    jobs = [job for pack in packs for job in pack.jobs]
+    return Pack(packs[0].root, sorted(runs.values(), key=lambda run: run.name.split("/")), datasets, jobs)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -148,9 +148,8 @@ def _is_scored(run: Run, packed: Packed, what: str) -> bool:
     if changes := [change for change in trees.differences(packed.config, config) if not change.startswith(UNSEEN)]:
         raise UserError(f"{run.name} in {what} was trained with other settings than the suite says "
                         f"({', '.join(changes)}); leave that file out, or name the variant otherwise")
-    made = {(one.step, one.mode, one.target_return, one.episodes, one.first_seed) for one in packed.results}
-    return made >= {(ask.step, ask.mode, target, ask.episodes, ask.seed) for ask in run.asks
-                    if ask.step == config.train.updates for target in ask.of(config).evaluate.target_returns}
+    return packed.made() >= {(ask.step, ask.mode, target, ask.episodes, ask.seed) for ask in run.asks
+                             if ask.step == config.train.updates for target in ask.of(config).evaluate.target_returns}
 
 
 def step_of(checkpoint: Path) -> int:

@@ -498,6 +498,18 @@ def test_what_several_machines_made_is_one_report(grid, tmp_path):
         report(grid, tmp_path / "other.json")
 
 
+@pytest.mark.parametrize("first", ["before", "again"])
+def test_a_run_that_was_made_again_to_be_scored_in_full_stands_for_what_it_was_before(tmp_path, first):
+    again = finished(tmp_path, "again/ours", 60.0)
+    scored(again, 20.0, mode="window")
+    before = finished(tmp_path, "before/ours", 40.0)
+    second, = {"before", "again"} - {first}
+    assert cells(report(tmp_path / first, tmp_path / second)) == cells(report(tmp_path / "again"))
+    scored(before, 30.0, mode="window")  # which of the two counts now, nobody can say
+    with pytest.raises(UserError, match="^run ours/seed-0 stands in more than one of what is to be reported"):
+        report(tmp_path / first, tmp_path / second)
+
+
 def test_scores_on_other_episodes_under_the_same_name_are_not_one_report(tmp_path):
     for name, mean in {"a": 1.0, "b": 2.0}.items():
         content = {"format": report_pack.FORMAT, "root": "runs", "options": [], "versions": [], "grids": [],
