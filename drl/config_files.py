@@ -1,4 +1,4 @@
-"""Configs on disk: the YAML that a user writes, and that of a run, which has a checksum."""
+"""Configs on disk: the YAML that a user writes, and that of a run, which has a checksum; and how two of them differ."""
 
 import hashlib
 from pathlib import Path
@@ -19,10 +19,13 @@ BEFORE = {
     "train.best_episodes": 1.0,
     "train.value_weight": 0.0,
     "train.value_cap": False,
+    "train.discount": 0.99,
     "train.value_tau": 0.005,
     "train.precision": "float32",
     "train.compile": "off",
 }  # how a run was made whose config was stored before there was such an option
+CRITIC = "train.value_cap", "train.discount", "train.value_trace", "train.value_tau"
+BESIDE = "device", "evaluate.", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every"
 
 
 def stored(tree: dict[str, Any]) -> Config:
@@ -32,6 +35,17 @@ def stored(tree: dict[str, Any]) -> Config:
         UserError: a key is unknown, a value of another type or out of range.
     """
     return trees.build(Config, BEFORE | trees.stated(Config, tree))
+
+
+def unread(config: Config) -> tuple[str, ...]:
+    """The options that say nothing of this run: a critic's, where there is none."""
+    return () if config.train.value_weight else CRITIC
+
+
+def differences(before: Config, now: Config, beside: bool = True) -> list[str]:
+    """As trees.differences, less what neither reads; without `beside` only what can change the weights."""
+    left_out = tuple(set(unread(before)) & set(unread(now))) + (() if beside else BESIDE)
+    return [change for change in trees.differences(before, now) if not change.startswith(left_out)]
 
 
 def write_config(path: Path, config: Config) -> None:

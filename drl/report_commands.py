@@ -5,6 +5,7 @@ import shlex
 
 from drl import trees
 from drl.config import Config
+from drl.config_files import unread
 from drl.report_pack import Run
 from drl.report_rows import Row
 
@@ -53,7 +54,7 @@ def _options(run: Run) -> str:
     """What a run was trained with, as typed."""
     defaults = trees.flat(Config(dataset="").to_dict())
     given = {key: value for key, value in trees.flat(run.config.to_dict()).items()
-             if value != defaults[key] and key not in NOT_TYPED}
+             if value != defaults[key] and key not in NOT_TYPED and key not in unread(run.config)}
     if run.config.environment and not COLLECTED.fullmatch(run.config.dataset):
         given["environment"] = run.config.environment
     return " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in given.items())

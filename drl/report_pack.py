@@ -12,7 +12,7 @@ import numpy as np
 
 from drl import disk, intact, scores, trees
 from drl.config import Config
-from drl.config_files import stored
+from drl.config_files import differences, stored
 from drl.errors import UserError, shown
 from drl.foreign import checked, fits
 
@@ -107,7 +107,7 @@ def fields(pack: Pack) -> dict[str, Any]:
 
 def joined(packs: Sequence[Pack]) -> Pack:
     """What several machines made of one suite, as if one had; it goes by the name of the first. Of a run that was made
-    again because it lacked a score, there is the one that has all scores of the other and more.
+    again because it lacked a score, there is the one that has all scores of the others and more.
 
     Raises:
         UserError: two hold a run of the same name otherwise, or datasets of one name with other episodes.
@@ -117,15 +117,20 @@ def joined(packs: Sequence[Pack]) -> Pack:
         if datasets.setdefault(name, mean) != mean:
             raise UserError(f"the episodes of {name} have the mean return {datasets[name]:g} here and {mean:g} there: "
                             "these are not the same data; report them apart")
-    runs: dict[str, Run] = {}
+    runs: dict[str, list[Run]] = {}
     for run in (run for pack in packs for run in pack.runs):
-        other = runs.get(run.name)
-        if other is None or other.made() < run.made():
-            runs[run.name] = run
-        elif not run.made() < other.made():
-            raise UserError(f"run {run.name} stands in more than one of what is to be reported; name each once")
-    jobs = [job for pack in packs for job in pack.jobs]
-    return Pack(packs[0].root, sorted(runs.values(), key=lambda run: run.name.split("/")), datasets, jobs)
+        runs.setdefault(run.name, []).append(run)
+    fullest = sorted(map(_fullest, runs.values()), key=lambda run: run.name.split("/"))
+    return Pack(packs[0].root, fullest, datasets, [job for pack in packs for job in pack.jobs])
+
+
+def _fullest(runs: list[Run]) -> Run:
+    """The one, trained as the others, that has all that they have and more."""
+    last = max(runs, key=lambda run: len(run.made()))
+    others = [run for run in runs if run is not last]
+    if not all(run.made() < last.made() and not differences(run.config, last.config, beside=False) for run in others):
+        raise UserError(f"run {last.name} stands in more than one of what is to be reported; name each once")
+    return last
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from drl import scores, trees
 from drl.config import Config
-from drl.config_files import stored
+from drl.config_files import stored, unread
 from drl.errors import UserError, shown
 from drl.report_pack import Result, Run
 
@@ -25,7 +25,6 @@ D4RL = [f"{environment}/{tier}" for environment, tier in itertools.product(
 SAID = ("attention", "sampling", "updates", "compile", "log_every", "checkpoint_every", "keep_checkpoints",
         "evaluate_every")
 UNREAD = {"linear": (), "softmax": ("half_lives",), "none": ("half_lives", "action_tokens", "return_quantile")}
-CRITIC = "value_cap", "discount", "value_trace", "value_tau"  # read where value_weight is not 0
 MODES = ("recurrent", "window")
 
 
@@ -143,10 +142,9 @@ def described(config: Config) -> str:
     model, trained by imitation alone in float32, as far as it is read."""
     how = {"state_passing": "state passing", "windows": f"windows of {config.train.context}"}
     parts = [config.model.attention, how[config.train.sampling]]
-    plain = trees.flat(stored({"dataset": ""}).to_dict())
-    unread = SAID + UNREAD[config.model.attention] + (() if config.train.value_weight else CRITIC)
+    plain, unsaid = trees.flat(stored({"dataset": ""}).to_dict()), SAID + UNREAD[config.model.attention]
     for key, value in trees.flat({"model": asdict(config.model), "train": asdict(config.train)}).items():
-        if key.partition(".")[2] not in unread and value != plain[key]:
+        if key.partition(".")[2] not in unsaid and key not in unread(config) and value != plain[key]:
             parts.append(f"{key} {value}")
     return ", ".join(parts)
 

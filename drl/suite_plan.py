@@ -13,17 +13,13 @@ from pathlib import Path
 
 from drl import checkpoint as checkpoints
 from drl import evaluate as evaluation
-from drl import trees
 from drl.config import Config
-from drl.config_files import read_config
+from drl.config_files import differences, read_config
 from drl.errors import UserError
 from drl.names import task as task_name
 from drl.report_pack import Pack
 from drl.report_pack import Run as Packed
 from drl.train import CONFIG_FILE
-
-# what of a config changes no weight, as trees.differences begins
-UNSEEN = "device ", "evaluate.", "train.checkpoint_every ", "train.keep_checkpoints ", "train.log_every "
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Run:
         """What the stored config says otherwise; of a run that is trained, not how it is scored, nor on what device."""
         if not checkpoints.exists(self.folder):
             return []
-        changes = trees.differences(read_config(self.folder / CONFIG_FILE), self.adopted())
+        changes = differences(read_config(self.folder / CONFIG_FILE), self.adopted())
         trained = self.is_trained()
         return [change for change in changes if not (trained and change.startswith(("evaluate.", "device ")))]
 
@@ -145,7 +141,7 @@ def left_by(jobs: Sequence[Job], pack: Pack, what: str) -> list[Job]:
 
 def _is_scored(run: Run, packed: Packed, what: str) -> bool:
     config = run.adopting(packed.config)
-    if changes := [change for change in trees.differences(packed.config, config) if not change.startswith(UNSEEN)]:
+    if changes := differences(packed.config, config, beside=False):
         raise UserError(f"{run.name} in {what} was trained with other settings than the suite says "
                         f"({', '.join(changes)}); leave that file out, or name the variant otherwise")
     return packed.made() >= {(ask.step, ask.mode, target, ask.episodes, ask.seed) for ask in run.asks

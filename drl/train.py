@@ -18,7 +18,7 @@ from drl import evaluate as evaluation
 from drl.captured import is_cuda
 from drl.checkpoint import Checkpoint
 from drl.config import Config, TrainConfig
-from drl.config_files import write_config
+from drl.config_files import differences, write_config
 from drl.data.sampling import Steps
 from drl.data.store import EpisodeStore
 from drl.descent import schedule
@@ -29,7 +29,6 @@ from drl.progress import progress
 from drl.signals import Note, Stopped
 from drl.tracker import Tracker
 from drl.trainer import Trainer, update
-from drl.trees import differences
 
 CONFIG_FILE = "config.yaml"
 

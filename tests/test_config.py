@@ -12,7 +12,7 @@ from toys import PLAIN
 from drl import options as command_line
 from drl import trees
 from drl.config import Config, EvaluateConfig, ModelConfig, TrainConfig
-from drl.config_files import stored
+from drl.config_files import differences, stored
 from drl.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -292,11 +292,27 @@ def test_the_list_of_keys_is_every_leaf():
     assert not [key for key in trees.keys(Config) if other[key] == default[key]], "these tests must change every key"
 
 
+def test_what_a_critic_alone_reads_is_no_difference_between_runs_without_one():
+    def run(device="cpu", **settings):
+        return Config(dataset="a/b-v0", device=device, train=TrainConfig(**settings))
+
+    without = run(value_weight=0.0)
+    alike = run(value_weight=0.0, value_cap=False, discount=0.5, value_trace=0.5, value_tau=0.5)
+    assert differences(without, alike) == []
+    assert differences(without, run(value_weight=1.0, discount=0.5)) == [
+        "train.value_weight 0.0 -> 1.0", f"train.discount {without.train.discount} -> 0.5"]
+    assert differences(run(), run(discount=0.5)) == [f"train.discount {without.train.discount} -> 0.5"]
+    elsewhere = run(device="cuda", value_weight=0.0, log_every=7, batch_size=5)
+    assert differences(without, elsewhere, beside=False) == [f"train.batch_size {without.train.batch_size} -> 5"]
+    assert len(differences(without, elsewhere)) == 3
+
+
 def test_a_stored_config_is_what_it_states_and_else_what_it_was_before_there_was_such_an_option():
     assert stored(everything_changed().to_dict()) == everything_changed()
     assert stored({"dataset": "a/b-v0"}) == dataclasses.replace(
         plain(Config(dataset="a/b-v0")),
-        train=TrainConfig(value_weight=0.0, value_cap=False, best_episodes=1.0, precision="float32", compile="off"))
+        train=TrainConfig(value_weight=0.0, value_cap=False, discount=0.99, best_episodes=1.0, precision="float32",
+                          compile="off"))
     with pytest.raises(UserError, match="^unknown config key 'train.update'; did you mean 'train.updates'"):
         stored({"dataset": "a/b-v0", "train": {"update": 1}})
 

@@ -1,6 +1,7 @@
 """A page says what the runs' own JSON says, and nothing else; numbers small enough to redo by hand."""
 
 import builtins
+import dataclasses
 import json
 import re
 import shlex
@@ -206,7 +207,7 @@ def test_runs_that_lie_in_no_folder_of_a_variant_are_described(tmp_path, below):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"half_lives": [1.0, 4.0], "action_tokens": False},
      "linear, state passing, model.half_lives [1.0, 4.0], model.action_tokens False"),
-    ({"return_quantile": 0.9, "train": {"value_weight": 0.5, "value_cap": True}},
+    ({"return_quantile": 0.9, "train": {"value_weight": 0.5, "value_cap": True, "discount": 0.99}},
      "linear, state passing, model.return_quantile 0.9, train.value_weight 0.5, train.value_cap True"),
     ({"train": {"value_cap": True, "discount": 0.5}}, "linear, state passing"),
     ({"attention": "softmax", "half_lives": [1.0, 4.0]}, "softmax, windows of 20"),
@@ -372,7 +373,7 @@ def test_digits_from_a_pack_are_those_of_the_runs(grid):
 
 def test_a_pack_of_before_an_option_was_one_gives_the_page_that_it_gave(tmp_path):
     """Such a pack said of a run's options those that were not the default of its version."""
-    finished(tmp_path, "plain", [40.0, 60.0], train={"compile": "off", "value_cap": False})
+    finished(tmp_path, "plain", [40.0, 60.0], train={"compile": "off"})
     file, content = tmp_path / "pack.json", report_pack.fields(gather(tmp_path))
     (stated,) = content["options"]
     content["options"] = [{key: stated[key] for key in stated if key not in BEFORE}]
@@ -498,16 +499,29 @@ def test_what_several_machines_made_is_one_report(grid, tmp_path):
         report(grid, tmp_path / "other.json")
 
 
-@pytest.mark.parametrize("first", ["before", "again"])
-def test_a_run_that_was_made_again_to_be_scored_in_full_stands_for_what_it_was_before(tmp_path, first):
-    again = finished(tmp_path, "again/ours", 60.0)
-    scored(again, 20.0, mode="window")
-    before = finished(tmp_path, "before/ours", 40.0)
-    second, = {"before", "again"} - {first}
-    assert cells(report(tmp_path / first, tmp_path / second)) == cells(report(tmp_path / "again"))
-    scored(before, 30.0, mode="window")  # which of the two counts now, nobody can say
-    with pytest.raises(UserError, match="^run ours/seed-0 stands in more than one of what is to be reported"):
-        report(tmp_path / first, tmp_path / second)
+@pytest.fixture
+def twice(tmp_path):
+    """A run that was scored in one mode of two, and the one that was made again to have both."""
+    scored(finished(tmp_path, "again/ours", 60.0), 20.0, mode="window")
+    return finished(tmp_path, "before/ours", 40.0)
+
+
+@pytest.mark.parametrize("parts", [("before", "again"), ("again", "before"), ("before", "again", "before")], ids=str)
+def test_a_run_that_was_made_again_to_be_scored_in_full_stands_for_what_it_was_before(twice, tmp_path, parts):
+    assert cells(report(*(tmp_path / part for part in parts))) == cells(report(tmp_path / "again"))
+
+
+def test_two_runs_of_one_name_are_refused_where_neither_stands_for_the_other(twice, tmp_path):
+    refused = pytest.raises(UserError, match="^run ours/seed-0 stands in more than one of what is to be reported")
+    config = read_config(twice / "config.yaml")
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, context=9))
+    write_config(twice / "config.yaml", other)
+    with refused:
+        report(tmp_path / "before", tmp_path / "again")
+    write_config(twice / "config.yaml", config)
+    scored(twice, 30.0, mode="window")  # as many scores: nobody can say which of the two counts
+    with refused:
+        report(tmp_path / "before", tmp_path / "again")
 
 
 def test_scores_on_other_episodes_under_the_same_name_are_not_one_report(tmp_path):

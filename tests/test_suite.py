@@ -194,13 +194,14 @@ def test_the_suites_that_come_with_the_package_can_be_read(file):
 @pytest.mark.parametrize("name", ["gym9", "small", "medium-replay"])
 def test_the_variants_of_such_a_suite_are_the_plain_model_but_for_those_that_say_more(name):
     """Whatever the defaults are; guided is to be these, unguided these without a critic."""
+    weight = {"guided": {}, "unguided": {"value_weight": 0.0}}
     for job in read(CONFIGS / "suites" / f"{name}.yaml", Path("out"), "cpu"):
         model, train = job.runs[0].config.model, job.runs[0].config.train
         said = {option: getattr(model, option) for option in PLAIN}
         critic = {option: getattr(train, option) for option in CRITIC}
-        if job.variant in ("guided", "unguided"):
+        if job.variant in weight:
             assert said == OWN
-            assert critic == CRITIC if job.variant == "guided" else not train.value_weight
+            assert critic == CRITIC | weight[job.variant]
         else:
             fading = {"half_lives": model.half_lives} if job.variant == "fading" else {}
             assert said == PLAIN | fading and not train.value_weight and bool(model.fading) == bool(fading)
