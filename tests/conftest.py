@@ -4,7 +4,6 @@
 a GPU, where torch has no deterministic form of some operators. Without a GPU, Triton's interpreter runs our kernels.
 """
 
-import dataclasses
 import os
 import signal
 
@@ -40,12 +39,9 @@ def torch_threads():
 
 @pytest.fixture(autouse=True, scope="session")
 def triton_interpreter():
-    """Triton 3.6's interpreter turns a loop's bound, an array of one number, into an int, which numpy 2.4 refuses.
-
-    It also takes most of its time for what changes nothing here. At every call of a function of a kernel it looks
-    through the whole language, to have itself called: once for each function in each run of a kernel does as well. And
-    it holds every sum of whole numbers to that of 64 bits: no index of these small tensors comes near 32.
-    """
+    """Triton 3.6's interpreter turns a loop's bound, an array of one number, into an int, which numpy 2.4 refuses. And
+    it looks through the whole language, to have itself called, at every call of a function of a kernel, which takes
+    longer than most of these do: once for each function in each run of a kernel does as well."""
     try:
         from triton.runtime import interpreter
     except ImportError:
@@ -69,9 +65,7 @@ def triton_interpreter():
         ready.clear()  # what the run before had patched is as it was
         return call(kernel, *arguments, **options)
 
-    unchecked = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter.interpreter_builder, "options", unchecked)
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched_tensor)
         monkeypatch.setattr(interpreter, "_patch_lang", patched_language)
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", called)
