@@ -18,7 +18,7 @@ from drl.envs import (
 )
 from drl.errors import UserError
 
-ROWS, STEPS = 3, 4_000
+ROWS, STEPS = 3, 10_000
 
 
 @pytest.fixture(autouse=True)
