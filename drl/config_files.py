@@ -24,8 +24,8 @@ BEFORE = {
     "train.precision": "float32",
     "train.compile": "off",
 }  # how a run was made whose config was stored before there was such an option
-CRITIC = "train.value_cap", "train.discount", "train.value_trace", "train.value_tau"
-BESIDE = "device", "evaluate.", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every"
+CRITIC = "train.value_cap", "train.discount", "train.value_trace", "train.value_tau"  # read where there is one
+BESIDE = "device ", "evaluate.", "train.checkpoint_every ", "train.keep_checkpoints ", "train.log_every "  # no weight's
 
 
 def stored(tree: dict[str, Any]) -> Config:
@@ -44,8 +44,9 @@ def unread(config: Config) -> tuple[str, ...]:
 
 def differences(before: Config, now: Config, beside: bool = True) -> list[str]:
     """As trees.differences, less what neither reads; without `beside` only what can change the weights."""
-    left_out = tuple(set(unread(before)) & set(unread(now))) + (() if beside else BESIDE)
-    return [change for change in trees.differences(before, now) if not change.startswith(left_out)]
+    unsaid = {*unread(before)} & {*unread(now)}
+    return [change for change in trees.differences(before, now)
+            if change.partition(" ")[0] not in unsaid and (beside or not change.startswith(BESIDE))]
 
 
 def write_config(path: Path, config: Config) -> None:
