@@ -133,12 +133,17 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
-    value_weight: float = 2.5
-    """pull of a critic, which learns beside the model, towards actions of higher value, against the imitation of the
-    data; 0: no critic, imitation alone"""
+    value_weight: float = 0.03
+    """how hard a critic, which learns beside the model, pulls towards actions of higher value, against the imitation of
+    the data; 0: no critic, imitation alone"""
 
-    value_cap: bool = True
-    """whether the critic pulls at no state harder than at one of mean value"""
+    value_measure: Literal["slope", "value"] = "slope"
+    """what the pull is measured against, a mean over states. slope: how steeply value rises with an action's channels,
+    so that a weight w moves each of A channels by A w / 2 of [-1, 1] on average, whatever the task pays; value: what
+    the policy's actions are worth, as in TD3+BC, whose weights are some hundred times as large"""
+
+    value_cap: bool = False
+    """whether the critic pulls at no state harder than at one of mean measure"""
 
     discount: float = 0.995
     """of the critic's value: what a reward counts one step later"""

@@ -18,13 +18,15 @@ BEFORE = {
     "model.return_quantile": 0.0,
     "train.best_episodes": 1.0,
     "train.value_weight": 0.0,
+    "train.value_measure": "value",
     "train.value_cap": False,
     "train.discount": 0.99,
     "train.value_tau": 0.005,
     "train.precision": "float32",
     "train.compile": "off",
 }  # how a run was made whose config was stored before there was such an option
-CRITIC = "train.value_cap", "train.discount", "train.value_trace", "train.value_tau"  # read where there is one
+CRITIC = tuple(f"train.{name}" for name in  # read where there is one
+               ("value_measure", "value_cap", "discount", "value_trace", "value_tau"))
 BESIDE = "device ", "evaluate.", "train.checkpoint_every ", "train.keep_checkpoints ", "train.log_every "  # no weight's
 
 

@@ -90,10 +90,11 @@ class Judge(NamedTuple):
     Attributes:
         noise: standard normal, (B, L, A).
         critic, slow: parameters of the critics and of their slow copies, as `values` takes them.
-        size: what the policy's actions were worth at the update before, the mean of absolute values, (); 0: unknown.
+        size: what the pull is measured against, its mean over the states of the update before, (); 0: unknown.
         scale: of returns, ().
         weight: of the policy's pull.
-        cap: whether no state is pulled harder than one of mean value.
+        measure: TrainConfig.value_measure.
+        cap: whether no state is pulled harder than one of mean size.
         discount, trace: as `goals` takes them.
     """
 
@@ -103,6 +104,7 @@ class Judge(NamedTuple):
     size: Tensor
     scale: Tensor
     weight: float
+    measure: str
     cap: bool
     discount: float
     trace: float
@@ -114,7 +116,8 @@ class Guidance:
     Attributes:
         leaves: their parameters, for which gradients are taken.
         critic, slow: these and those of the slow copies, as `values` takes them.
-        size: what the policy's actions are worth, the mean of absolute values at the last update, scaled, ().
+        size: what the pull is measured against, its mean over the states of the last update, ().
+        value: what the policy's actions are worth, the mean of absolute values at the last update, scaled, ().
     """
 
     def __init__(self, settings: TrainConfig, store: EpisodeStore, device: torch.device | str, wrap: Callable,
@@ -131,7 +134,8 @@ class Guidance:
         how = dataclasses.replace(settings, learning_rate=LEARNING_RATE, warmup_updates=0, decay="none", weight_decay=0,
                                   max_grad_norm=1e9)
         self.descent = Descent(parameters, parameters, how, wrap, share.sum)
-        self.leaves, self.size = self.descent.leaves, torch.zeros((), device=device)
+        self.leaves = self.descent.leaves
+        self.size, self.value = (torch.zeros((), device=device) for _ in range(2))
         self.critic, self.slow = parameters, list(self._slow.parameters())
 
     @classmethod
@@ -145,7 +149,7 @@ class Guidance:
         for row, one in enumerate(several):
             for part, rows in zip(one.slow, whole.slow, strict=True):
                 part.data = rows[row]
-        stack(whole, several, ["size", "scale"])
+        stack(whole, several, ["size", "value", "scale"])
         return whole
 
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -156,21 +160,23 @@ class Guidance:
     def judge(self, noise: Tensor) -> Judge:
         """For the actions of one batch, with noise as `draw` gives it."""
         settings = self.settings
-        return Judge(noise, self.critic, self.slow, self.size, self.scale, settings.value_weight, settings.value_cap,
-                     settings.discount, settings.value_trace)
+        return Judge(noise, self.critic, self.slow, self.size, self.scale, settings.value_weight,
+                     settings.value_measure, settings.value_cap, settings.discount, settings.value_trace)
 
     def step(self, gradients: Sequence[Tensor], errors: Tensor, count: Tensor, sizes: Tensor) -> None:
         """Descend, and let the slow copies follow; what `guided` gives."""
         self.descent.step(gradients, errors, count)
         with torch.no_grad():
             self.share.sum(sizes)
-            torch.div(*sizes.unbind(-1), out=self.size)
+            size, value, steps = sizes.unbind(-1)
+            torch.div(size, steps, out=self.size)
+            torch.div(value, steps, out=self.value)
             torch._foreach_lerp_(self.slow, self.critic, self.settings.value_tau)
 
     def look(self) -> dict[str, float]:
         """For the log: the critics' squared error and what they think of the policy, in the environment's units."""
         scale = self.scale.item()
-        return {"train/value_loss": self.descent.seen[0] / scale**2, "train/value": self.size.item() / scale}
+        return {"train/value_loss": self.descent.seen[0] / scale**2, "train/value": self.value.item() / scale}
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next update depends on."""
@@ -192,22 +198,34 @@ def guided(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The policy's errors less what its actions are worth, and the critics' own errors.
 
+    Its errors are pulled along dQ/da, Q the critics' mean, times weight / mean |dQ/da|, or weight / mean |Q| as in TD3+BC
+    (arXiv 2106.06860, section 4).
+
     Args:
         predicted: actions, float32, (B, L, A).
         errors: the sum of their squared distances from the data, ().
         batch: with `terminal`.
 
     Returns:
-        What to descend along, the critics' sum of squared errors, of how many, all (); and the sum of |Q| and of how
-        many, (2,).
+        A number with the gradient to descend along, the critics' sum of squared errors, of how many, all (); and the
+        sum of what the pull is measured against, that of |Q|, and of how many steps, (3,).
     """
     mask, observations = batch.mask, batch.observations
-    worth_BL = values([part.detach() for part in judge.critic], observations, predicted).mean(0)
-    sizes = torch.stack([worth_BL.detach().abs().where(mask, 0).sum(), mask.sum(dtype=torch.float32)])
+    critic = [part.detach() for part in judge.critic]
+
+    def worth(actions: Tensor) -> tuple[Tensor, Tensor]:
+        worth_BL = values(critic, observations, actions).mean(0).where(mask, 0)
+        return worth_BL.sum(), worth_BL.abs()
+
+    slope_BLA, size_BL = torch.func.grad(worth, has_aux=True)(predicted.detach())
+    value = size_BL.sum()
+    if judge.measure == "slope":
+        size_BL = slope_BLA.abs().mean(-1)
+    sizes = torch.stack([size_BL.sum(), value, mask.sum(dtype=torch.float32)])
     # of the update before: of this one, no process knows more than its own rows
-    size_BL = worth_BL.detach().abs().maximum(judge.size) if judge.cap else judge.size
-    pull_BL = torch.where(judge.size > 0, judge.weight / size_BL, 0)
-    pulled = errors - (pull_BL * worth_BL).where(mask, 0).sum()
+    against_BL = size_BL.maximum(judge.size) if judge.cap else judge.size.expand_as(size_BL)
+    pull_BL = torch.where(judge.size > 0, judge.weight / against_BL, 0)
+    pulled = errors - (pull_BL[..., None] * slope_BLA * predicted).sum()
     with torch.no_grad():
         tried_BLA = (predicted + (NOISE * judge.noise).clamp(-MOST, MOST)).clamp(-1, 1)
         value_BL = values(judge.slow, observations, tried_BLA).amin(0)

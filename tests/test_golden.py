@@ -31,7 +31,7 @@ def test_a_run_of_an_earlier_version_is_read(folder):
     checkpoint = checkpoints.load(run)
     assert checkpoint.step == 6
     made = make_config(updates=6, checkpoint_every=3, keep_checkpoints=2, evaluate_every=6, log_every=3,
-                       value_cap=False, discount=0.99)
+                       value_measure="value", discount=0.99)
     policy, _ = exported.load(folder / "policy")
     assert read_config(run / "config.yaml") == checkpoint.config == policy.config == made, "whatever the defaults are"
     (result,) = evaluation.read(run)

@@ -16,7 +16,8 @@ CASES = {
     "windows": dict(sampling="windows"),
     "state passing": dict(sampling="state_passing"),
     "a critic": dict(value_weight=1.0),
-    "a critic, not capped": dict(value_weight=1.0, value_cap=False),
+    "a critic, capped": dict(value_weight=1.0, value_cap=True),
+    "a critic by its value": dict(value_weight=1.0, value_measure="value"),
     "a critic, a memory that fades, two tokens, a cap": dict(
         value_weight=1.0, model=dict(half_lives=[0.5, 4.0], action_tokens=False, return_quantile=0.9)),
     "softmax": dict(attention="softmax", sampling="windows"),

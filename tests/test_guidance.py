@@ -91,8 +91,8 @@ def judge(weight: float, **changes) -> Judge:
     torch.manual_seed(2)
     noise = torch.zeros(B, L, A)
     parameters = [list(Critic(O, A).parameters()) for _ in range(2)]
-    settings = {"size": torch.tensor(0.25), "scale": torch.tensor(2.0), "weight": weight, "cap": False, "discount": 0.9,
-                "trace": 0.5}
+    settings = {"size": torch.tensor(0.25), "scale": torch.tensor(2.0), "weight": weight, "measure": "value",
+                "cap": False, "discount": 0.9, "trace": 0.5}
     return Judge(noise, *parameters, **settings)._replace(**changes)
 
 
@@ -101,14 +101,48 @@ def test_the_policy_is_pulled_up_the_critics_mean_in_proportion_to_the_weight():
     judging = judge(0.7)
     errors = (predicted - batch.actions).square().mean(-1).where(batch.mask, 0).sum()
 
-    pulled, judged, _, (size, count) = guided(predicted, errors, batch, judging)
+    pulled, _, _, (size, value, count) = guided(predicted, errors, batch, judging)
     gradient, = torch.autograd.grad(pulled, predicted, retain_graph=True)
 
     worth = values(judging.critic, batch.observations, predicted).mean(0)
-    torch.testing.assert_close(size / count, worth[batch.mask].abs().mean())
+    assert size == value
+    torch.testing.assert_close(value / count, worth[batch.mask].abs().mean())
     expected = errors - 0.7 * worth[batch.mask].sum() / 0.25
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, predicted)[0])
-    torch.testing.assert_close(pulled.detach(), (expected + judged).detach())
+
+
+def test_measured_by_the_slope_the_pull_is_the_weight_whatever_the_critics_promise():
+    batch, predicted = a_batch()
+    judging = judge(0.7, measure="slope")
+    worth = values(judging.critic, batch.observations, predicted).mean(0)[batch.mask]
+    slope, = torch.autograd.grad(worth.sum(), predicted)
+    size = slope[batch.mask].abs().mean()
+
+    for promise in (1, 1000):  # the last layer makes of each value so many times as much
+        *inner, weight, bias = judging.critic
+        critic = *inner, weight * promise, bias * promise
+        _, _, _, (found, value, count) = guided(predicted, predicted.sum() * 0, batch, judging._replace(critic=critic))
+        torch.testing.assert_close(found / count, promise * size)
+        torch.testing.assert_close(value / count, promise * worth.abs().mean())
+        pulled, *_ = guided(predicted, predicted.sum() * 0, batch, judging._replace(critic=critic, size=promise * size))
+        pull, = torch.autograd.grad(pulled, predicted)
+        torch.testing.assert_close(pull[batch.mask].abs().mean(), torch.tensor(0.7))
+        torch.testing.assert_close(pull, -0.7 * slope / size)
+
+
+def test_measured_by_the_slope_and_capped_no_state_is_pulled_harder_than_the_weight():
+    batch, predicted = a_batch()
+    judging = judge(0.7, measure="slope", cap=True)
+    slope, = torch.autograd.grad(values(judging.critic, batch.observations, predicted).mean(0).sum(), predicted)
+    steep = slope.abs().mean(-1)
+
+    pulled, *_ = guided(predicted, predicted.sum() * 0, batch, judging._replace(size=steep[batch.mask].mean()))
+    pull, = torch.autograd.grad(pulled, predicted)
+
+    hard = (steep > steep[batch.mask].mean()) & batch.mask
+    assert 0 < hard.sum() < batch.mask.sum()
+    torch.testing.assert_close(pull[hard].abs().mean(-1), torch.full((int(hard.sum()),), 0.7))
+    assert (pull[batch.mask & ~hard].abs().mean(-1) < 0.7).all()
 
 
 def test_with_a_cap_no_state_is_pulled_harder_than_one_of_mean_value():
@@ -128,9 +162,11 @@ def test_with_a_cap_no_state_is_pulled_harder_than_one_of_mean_value():
 
 
 @pytest.mark.parametrize("cap", [False, True])
-def test_before_it_is_known_what_actions_are_worth_nothing_pulls(cap):
+@pytest.mark.parametrize("measure", ["value", "slope"])
+def test_before_the_measure_is_known_nothing_pulls(measure, cap):
     batch, predicted = a_batch()
-    pulled, *_ = guided(predicted, predicted.square().sum(), batch, judge(0.7, size=torch.tensor(0.0), cap=cap))
+    judging = judge(0.7, size=torch.tensor(0.0), measure=measure, cap=cap)
+    pulled, *_ = guided(predicted, predicted.square().sum(), batch, judging)
     torch.testing.assert_close(torch.autograd.grad(pulled, predicted)[0], 2 * predicted.detach())
 
 

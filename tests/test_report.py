@@ -207,8 +207,11 @@ def test_runs_that_lie_in_no_folder_of_a_variant_are_described(tmp_path, below):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"half_lives": [1.0, 4.0], "action_tokens": False},
      "linear, state passing, model.half_lives [1.0, 4.0], model.action_tokens False"),
-    ({"return_quantile": 0.9, "train": {"value_weight": 0.5, "value_cap": True, "discount": 0.99}},
+    ({"return_quantile": 0.9, "train": {"value_weight": 0.5, "value_measure": "value", "value_cap": True,
+                                        "discount": 0.99}},
      "linear, state passing, model.return_quantile 0.9, train.value_weight 0.5, train.value_cap True"),
+    ({"train": {"value_weight": 0.5, "value_measure": "slope", "discount": 0.99}},
+     "linear, state passing, train.value_weight 0.5, train.value_measure slope"),
     ({"train": {"value_cap": True, "discount": 0.5}}, "linear, state passing"),
     ({"attention": "softmax", "half_lives": [1.0, 4.0]}, "softmax, windows of 20"),
     ({"attention": "none", "half_lives": [1.0, 4.0], "action_tokens": False, "return_quantile": 0.9,

@@ -33,7 +33,7 @@ from drl.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CRITIC = {option: getattr(TrainConfig(), option) for option in (
-    "value_weight", "value_cap", "value_trace", "discount")}
+    "value_weight", "value_measure", "value_cap", "value_trace", "discount")}
 TASK = "hopper/medium-replay"
 SETTINGS = {"model.width": 16, "model.layers": 1, "model.heads": 2, "train.batch_size": 4, "train.updates": 60,
             "train.checkpoint_every": 20, "train.log_every": 10, "train.warmup_updates": 5,

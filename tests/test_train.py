@@ -662,7 +662,7 @@ def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path):
 # runs of before
 
 
-OLD = make_config(updates=1, value_cap=False, discount=0.99)
+OLD = make_config(updates=1, value_measure="value", discount=0.99)
 
 
 @pytest.fixture
