@@ -39,8 +39,7 @@ class ModelConfig:
     and the last head, with equal ratios between; []: it never fades, as in the paper; read by linear attention only"""
 
     action_tokens: bool = False
-    """whether the earlier actions are read: three tokens for each environment step, as in the paper, instead of two,
-    return-to-go and observation"""
+    """whether the earlier actions are read: three tokens for each environment step, as in the paper, instead of two"""
 
     backend: Literal["auto", "reference", "chunked", "triton", "cpu"] = "auto"
     """how the linear attention is computed; auto: triton on a GPU, cpu on a CPU where it was built, else chunked"""
@@ -134,13 +133,10 @@ class TrainConfig:
     """gradients are clipped to this global norm"""
 
     value_weight: float = 0.03
-    """how hard a critic, which learns beside the model, pulls towards actions of higher value, against the imitation of
-    the data; 0: no critic, imitation alone"""
+    """how hard a critic, which learns beside the model, pulls towards actions of higher value; 0: imitation alone"""
 
     value_measure: Literal["slope", "value"] = "slope"
-    """what the pull is measured against, a mean over states. slope: how steeply value rises with an action's channels,
-    so that a weight w moves each of A channels by A w / 2 of [-1, 1] on average, whatever the task pays; value: what
-    the policy's actions are worth, as in TD3+BC, whose weights are some hundred times as large"""
+    """what the pull is divided by the mean of: slope, how steeply value rises with actions; value, as in TD3+BC"""
 
     value_cap: bool = False
     """whether the critic pulls at no state harder than at one of mean measure"""
@@ -213,8 +209,7 @@ class EvaluateConfig:
     """seconds that one reset or step of the environments or of the policy may take before an evaluation is given up"""
 
     mode: Literal["auto", "recurrent", "window"] = "auto"
-    """recurrent: the state goes on; window: the last train.context steps are recomputed at each step; auto: recurrent
-    where the attention allows"""
+    """recurrent: the state goes on; window: the last train.context steps are recomputed; auto: recurrent if linear"""
 
     def __post_init__(self):
         bounded(self, "evaluate")

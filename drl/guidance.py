@@ -198,8 +198,9 @@ def guided(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The policy's errors less what its actions are worth, and the critics' own errors.
 
-    Its errors are pulled along dQ/da, Q the critics' mean, times weight / mean |dQ/da|, or weight / mean |Q| as in TD3+BC
-    (arXiv 2106.06860, section 4).
+    Actions are pulled along dQ/da, Q the critics' mean, times weight / mean |dQ/da|, which moves each of A channels by
+    A weight / 2 on average where errors are means over them; or times weight / mean |Q|, as TD3+BC does (arXiv
+    2106.06860, section 4).
 
     Args:
         predicted: actions, float32, (B, L, A).

@@ -188,7 +188,7 @@ def _child(handle: str, parent: str, device: str, *cores: str) -> None:
     os.set_inheritable(int(handle), False)
     if cores:
         os.sched_setaffinity(0, map(int, cores))
-        torch.set_num_threads(len(cores))  # it took the machine's when it was imported, which would wait for one another
+        torch.set_num_threads(len(cores))  # not as many as the machine has, which would wait for one another
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # which is what "cuda" means from here on
     try:

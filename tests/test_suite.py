@@ -1,6 +1,7 @@
 """A suite is its runs, each as if alone; however often it is killed, stopped or repeated, they are the same."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from test_resume import without_clocks
 from test_train import assert_same_run
@@ -448,6 +450,16 @@ def test_each_gpu_that_trains_keeps_a_core_from_those_that_score(cores, training
     given = suite_work.scoring_cores(training)
     assert [len(part) for part in given] == expected
     assert sorted(core for part in given for core in part) == list(range(100 + cores - sum(expected), 100 + cores))
+
+
+def test_what_scores_on_some_cores_has_as_many_threads(monkeypatch):
+    used, (_, theirs) = [], multiprocessing.Pipe()
+    monkeypatch.setattr(suite_work.ctypes, "CDLL", lambda _: SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: used.append(set(cores)))
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(suite_work, "_serve", lambda _: None)
+    suite_work._child(str(os.dup(theirs.fileno())), str(os.getppid()), "cpu", "4", "5", "6")
+    assert used == [{4, 5, 6}, 3]
 
 
 # what is told
