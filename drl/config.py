@@ -135,7 +135,7 @@ class TrainConfig:
     value_weight: float = 0.03
     """how hard a critic, which learns beside the model, pulls towards actions of higher value; 0: imitation alone"""
 
-    value_measure: Literal["slope", "value"] = "slope"
+    value_measure: Literal["distance", "slope", "value"] = "slope"
     """what the pull is divided by the mean of: slope, how steeply value rises with actions; value, as in TD3+BC"""
 
     value_cap: bool = False

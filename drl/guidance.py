@@ -222,9 +222,13 @@ def guided(
     value = size_BL.sum()
     if judge.measure == "slope":
         size_BL = slope_BLA.abs().mean(-1)
+    if judge.measure == "distance":
+        size_BL = slope_BLA.square().mean(-1)
     sizes = torch.stack([size_BL.sum(), value, mask.sum(dtype=torch.float32)])
     # of the update before: of this one, no process knows more than its own rows
     against_BL = size_BL.maximum(judge.size) if judge.cap else judge.size.expand_as(size_BL)
+    if judge.measure == "distance":
+        against_BL = against_BL.sqrt() * (predicted.shape[-1] / 2)
     pull_BL = torch.where(judge.size > 0, judge.weight / against_BL, 0)
     pulled = errors - (pull_BL[..., None] * slope_BLA * predicted).sum()
     with torch.no_grad():

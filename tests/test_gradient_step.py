@@ -17,6 +17,7 @@ CASES = {
     "state passing": dict(sampling="state_passing"),
     "a critic": dict(value_weight=1.0),
     "a critic, capped": dict(value_weight=1.0, value_cap=True),
+    "a critic by distance": dict(value_weight=0.1, value_measure="distance"),
     "a critic by its value": dict(value_weight=1.0, value_measure="value"),
     "a critic, a memory that fades, two tokens, a cap": dict(
         value_weight=1.0, model=dict(half_lives=[0.5, 4.0], action_tokens=False, return_quantile=0.9)),
