@@ -132,11 +132,11 @@ class TrainConfig:
     max_grad_norm: float = 0.25
     """gradients are clipped to this global norm"""
 
-    value_weight: float = 0.03
+    value_weight: float = 0.12
     """how hard a critic, which learns beside the model, pulls towards actions of higher value; 0: imitation alone"""
 
-    value_measure: Literal["distance", "slope", "value"] = "slope"
-    """what the pull is divided by the mean of: slope, how steeply value rises with actions; value, as in TD3+BC"""
+    value_measure: Literal["distance", "slope", "value"] = "distance"
+    """unit of the weight: how far actions in [-1, 1] move, root mean square; a mean slope; a mean value (TD3+BC)"""
 
     value_cap: bool = False
     """whether the critic pulls at no state harder than at one of mean measure"""

@@ -90,7 +90,8 @@ class Judge(NamedTuple):
     Attributes:
         noise: standard normal, (B, L, A).
         critic, slow: parameters of the critics and of their slow copies, as `values` takes them.
-        size: what the pull is measured against, its mean over the states of the update before, (); 0: unknown.
+        size: what the pull is measured against (squared for a distance), its mean over the states of the update before,
+            (); 0: unknown.
         scale: of returns, ().
         weight: of the policy's pull.
         measure: TrainConfig.value_measure.
@@ -198,9 +199,9 @@ def guided(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The policy's errors less what its actions are worth, and the critics' own errors.
 
-    Actions are pulled along dQ/da, Q the critics' mean, times weight / mean |dQ/da|, which moves each of A channels by
-    A weight / 2 on average where errors are means over them; or times weight / mean |Q|, as TD3+BC does (arXiv
-    2106.06860, section 4).
+    Actions are pulled along dQ/da, Q the critics' mean, times 2 weight / (A rms dQ/da): where errors are means over A
+    channels, what is best with that pull lies weight dQ/da / rms dQ/da from what imitates best, in root mean square the
+    weight away. Or times weight / mean |dQ/da|, or weight / mean |Q|, as TD3+BC does (arXiv 2106.06860, section 4).
 
     Args:
         predicted: actions, float32, (B, L, A).
@@ -218,25 +219,24 @@ def guided(
         worth_BL = values(critic, observations, actions).mean(0).where(mask, 0)
         return worth_BL.sum(), worth_BL.abs()
 
-    slope_BLA, size_BL = torch.func.grad(worth, has_aux=True)(predicted.detach())
-    value = size_BL.sum()
-    if judge.measure == "slope":
-        size_BL = slope_BLA.abs().mean(-1)
-    if judge.measure == "distance":
-        size_BL = slope_BLA.square().mean(-1)
-    sizes = torch.stack([size_BL.sum(), value, mask.sum(dtype=torch.float32)])
+    slope_BLA, value_BL = torch.func.grad(worth, has_aux=True)(predicted.detach())
+    if judge.measure == "value":
+        size_BL = value_BL
+    else:
+        size_BL = (slope_BLA.square() if judge.measure == "distance" else slope_BLA.abs()).mean(-1)
+    sizes = torch.stack([size_BL.sum(), value_BL.sum(), mask.sum(dtype=torch.float32)])
     # of the update before: of this one, no process knows more than its own rows
     against_BL = size_BL.maximum(judge.size) if judge.cap else judge.size.expand_as(size_BL)
     if judge.measure == "distance":
-        against_BL = against_BL.sqrt() * (predicted.shape[-1] / 2)
+        against_BL = against_BL.sqrt() * (slope_BLA.shape[-1] / 2)
     pull_BL = torch.where(judge.size > 0, judge.weight / against_BL, 0)
     pulled = errors - (pull_BL[..., None] * slope_BLA * predicted).sum()
     with torch.no_grad():
         tried_BLA = (predicted + (NOISE * judge.noise).clamp(-MOST, MOST)).clamp(-1, 1)
-        value_BL = values(judge.slow, observations, tried_BLA).amin(0)
+        next_BL = values(judge.slow, observations, tried_BLA).amin(0)
         later_BL = F.pad(batch.returns_to_go[:, 1:], (0, 1)).where(~batch.terminal, 0)
         rewards_BL = judge.scale * (batch.returns_to_go - later_BL)
-        goal_BL, known_BL = goals(rewards_BL, value_BL, mask, batch.terminal, judge.discount, judge.trace)
+        goal_BL, known_BL = goals(rewards_BL, next_BL, mask, batch.terminal, judge.discount, judge.trace)
     wrong_NBL = (values(judge.critic, observations, batch.actions) - goal_BL).square()
     judged = wrong_NBL.where(known_BL, 0).sum()
     count = 2 * known_BL.sum(dtype=torch.float32).clamp(min=1e-6)  # a mean of none is 0, not NaN

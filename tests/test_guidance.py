@@ -19,7 +19,7 @@ from drl.policy import RecurrentPolicy
 from drl.train import train, train_together
 from drl.trainer import Trainer, update
 
-B, L, O, A = 5, 7, 3, 2
+B, L, O, A = 5, 7, 3, 4
 SPACES = Spaces("Toy-v0", O, np.full(A, -1, np.float32), np.full(A, 1, np.float32))
 
 
@@ -145,6 +145,43 @@ def test_measured_by_the_slope_and_capped_no_state_is_pulled_harder_than_the_wei
     assert (pull[batch.mask & ~hard].abs().mean(-1) < 0.7).all()
 
 
+@pytest.mark.parametrize("promise", [1, 1000])
+def test_measured_by_distance_what_imitates_best_lies_the_weight_away_whatever_the_critics_promise(promise):
+    batch, predicted = a_batch()
+    judging = judge(0.07, measure="distance")
+    *inner, weight, bias = judging.critic
+    judging = judging._replace(critic=[*inner, weight * promise, bias * promise])
+    worth = values(judging.critic, batch.observations, predicted).mean(0)[batch.mask]
+    slope, = torch.autograd.grad(worth.sum(), predicted)
+    _, _, _, (size, value, count) = guided(predicted, predicted.sum() * 0, batch, judging)
+    torch.testing.assert_close(size / count, slope[batch.mask].square().mean())
+    torch.testing.assert_close(value / count, worth.abs().mean())
+
+    # the data lie this far behind what is predicted: exactly there is nothing left to gain by moving
+    step = 0.07 * slope / slope[batch.mask].square().mean().sqrt()
+    torch.testing.assert_close(step[batch.mask].square().mean().sqrt(), torch.tensor(0.07))
+    errors = (predicted - (predicted - step).detach()).square().mean(-1).where(batch.mask, 0).sum()
+    pulled, *_ = guided(predicted, errors, batch, judging._replace(size=size / count))
+    left, = torch.autograd.grad(pulled, predicted, retain_graph=True)
+    assert left.abs().max() < 1e-5 * torch.autograd.grad(errors, predicted)[0].abs().max()
+
+
+def test_measured_by_distance_and_capped_no_state_moves_further_than_the_weight():
+    batch, predicted = a_batch()
+    judging = judge(0.07, measure="distance", cap=True)
+    slope, = torch.autograd.grad(values(judging.critic, batch.observations, predicted).mean(0).sum(), predicted)
+    steep = slope.square().mean(-1)
+
+    pulled, *_ = guided(predicted, predicted.sum() * 0, batch, judging._replace(size=steep[batch.mask].mean()))
+    pull, = torch.autograd.grad(pulled, predicted)
+
+    far = (pull * A / 2).square().mean(-1).sqrt()
+    hard = (steep > steep[batch.mask].mean()) & batch.mask
+    assert 0 < hard.sum() < batch.mask.sum()
+    torch.testing.assert_close(far[hard], torch.full((int(hard.sum()),), 0.07))
+    assert (far[batch.mask & ~hard] < 0.07).all()
+
+
 def test_with_a_cap_no_state_is_pulled_harder_than_one_of_mean_value():
     batch, predicted = a_batch()
     judging, errors = judge(0.7, cap=True), predicted.square().sum()
@@ -162,7 +199,7 @@ def test_with_a_cap_no_state_is_pulled_harder_than_one_of_mean_value():
 
 
 @pytest.mark.parametrize("cap", [False, True])
-@pytest.mark.parametrize("measure", ["value", "slope"])
+@pytest.mark.parametrize("measure", ["value", "slope", "distance"])
 def test_before_the_measure_is_known_nothing_pulls(measure, cap):
     batch, predicted = a_batch()
     judging = judge(0.7, size=torch.tensor(0.0), measure=measure, cap=cap)
@@ -260,7 +297,7 @@ def test_without_a_weight_there_is_no_critic(tmp_path):
     ("linear", "state_passing"), ("softmax", "windows"), ("none", "windows"),
 ])
 def test_a_guided_run_goes_on_as_if_it_had_not_been_killed(attention, sampling, tmp_path, monkeypatch):
-    config, store = make_config(attention, sampling=sampling, value_weight=1.0), make_store()
+    config, store = make_config(attention, sampling=sampling, value_weight=0.1), make_store()
     train(config, store, tmp_path / "whole")
     with killed_at(monkeypatch, 7):
         train(config, store, tmp_path / "killed")
@@ -272,7 +309,7 @@ def test_a_guided_run_goes_on_as_if_it_had_not_been_killed(attention, sampling, 
 
 
 def test_several_guided_seeds_learn_what_each_alone_learns(tmp_path):
-    configs = [make_config(seed=seed, value_weight=1.0) for seed in (0, 1)]
+    configs = [make_config(seed=seed, value_weight=0.1) for seed in (0, 1)]
     folders = [tmp_path / f"together-{config.seed}" for config in configs]
     train_together(configs, make_store(), folders)
     for config, folder in zip(configs, folders, strict=True):
@@ -283,7 +320,7 @@ def test_several_guided_seeds_learn_what_each_alone_learns(tmp_path):
 @pytest.mark.parametrize("tau", [0.25, 1.0])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_slow_critics_take_over_their_share_of_what_the_critics_have_become(tau, seeds):
-    trainers = [Trainer(make_config(seed=seed, value_weight=1.0, value_tau=tau), make_store()) for seed in range(seeds)]
+    trainers = [Trainer(make_config(seed=seed, value_weight=0.1, value_tau=tau), make_store()) for seed in range(seeds)]
     before = [[part.clone() for part in trainer.guidance.slow] for trainer in trainers]
     update(trainers)
     for trainer, old in zip(trainers, before, strict=True):
@@ -294,7 +331,7 @@ def test_the_slow_critics_take_over_their_share_of_what_the_critics_have_become(
 
 @pytest.mark.parametrize("part", ["_critic", "_slow"])
 def test_a_critic_that_overflows_stops_the_run_and_says_so(part):
-    config = make_config(value_weight=1.0)
+    config = make_config(value_weight=0.1)
     trainer = Trainer(config, make_store(), Steps(make_store(), "cpu"))
     update([trainer])
     with torch.no_grad():
@@ -307,7 +344,7 @@ def test_a_critic_that_overflows_stops_the_run_and_says_so(part):
 @pytest.mark.parametrize("name", ["size", "critic.weight0", "slow.bias1", "optimizer.0.exp_avg"])
 def test_a_checkpoint_without_a_part_of_the_critic_is_refused(name):
     store = make_store()
-    trainer = Trainer(make_config(value_weight=1.0), store)
+    trainer = Trainer(make_config(value_weight=0.1), store)
     past = trainer.checkpoint()
     del past.training[f"guidance.{name}"]
     with pytest.raises(UserError, match=f"guidance.{name} is missing"):
@@ -318,7 +355,7 @@ def test_returns_that_are_all_alike_are_scaled_all_the_same():
     store = make_store()
     for returns in (0.0, 5.0):
         alike = dataclasses.replace(store, returns_to_go=np.full_like(store.returns_to_go, returns))
-        guidance = Guidance(make_config(value_weight=1.0).train, alike, "cpu", lambda function: function)
+        guidance = Guidance(make_config(value_weight=0.1).train, alike, "cpu", lambda function: function)
         assert 0 < guidance.scale.item() < np.inf
 
 
