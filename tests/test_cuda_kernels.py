@@ -121,7 +121,7 @@ def test_a_captured_graph_follows_its_inputs(options):
 
     def work():
         out, state = linear_attention_packed(packed, backend="triton", **options)
-        return out, *torch.autograd.grad(out.float().square().sum() + state.kv.sum(), packed)
+        return out.detach(), *torch.autograd.grad(out.float().square().sum() + state.kv.sum(), packed)
 
     work()
     graph = torch.cuda.CUDAGraph()
@@ -147,7 +147,7 @@ def test_a_call_with_decay_launches_what_one_without_does(T):
 
         work()  # compiles
         torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             work()
             torch.cuda.synchronize()
         return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
