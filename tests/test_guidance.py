@@ -130,21 +130,6 @@ def test_measured_by_the_slope_the_pull_is_the_weight_whatever_the_critics_promi
         torch.testing.assert_close(pull, -0.7 * slope / size)
 
 
-def test_measured_by_the_slope_and_capped_no_state_is_pulled_harder_than_the_weight():
-    batch, predicted = a_batch()
-    judging = judge(0.7, measure="slope", cap=True)
-    slope, = torch.autograd.grad(values(judging.critic, batch.observations, predicted).mean(0).sum(), predicted)
-    steep = slope.abs().mean(-1)
-
-    pulled, *_ = guided(predicted, predicted.sum() * 0, batch, judging._replace(size=steep[batch.mask].mean()))
-    pull, = torch.autograd.grad(pulled, predicted)
-
-    hard = (steep > steep[batch.mask].mean()) & batch.mask
-    assert 0 < hard.sum() < batch.mask.sum()
-    torch.testing.assert_close(pull[hard].abs().mean(-1), torch.full((int(hard.sum()),), 0.7))
-    assert (pull[batch.mask & ~hard].abs().mean(-1) < 0.7).all()
-
-
 @pytest.mark.parametrize("promise", [1, 1000])
 def test_measured_by_distance_what_imitates_best_lies_the_weight_away_whatever_the_critics_promise(promise):
     batch, predicted = a_batch()
@@ -166,20 +151,23 @@ def test_measured_by_distance_what_imitates_best_lies_the_weight_away_whatever_t
     assert left.abs().max() < 1e-5 * torch.autograd.grad(errors, predicted)[0].abs().max()
 
 
-def test_measured_by_distance_and_capped_no_state_moves_further_than_the_weight():
+@pytest.mark.parametrize(("measure", "sized", "told"), [
+    ("slope", torch.abs, lambda pull: pull.abs().mean(-1)),
+    ("distance", torch.square, lambda pull: (pull * A / 2).square().mean(-1).sqrt()),  # how far actions move
+])
+def test_capped_no_state_is_pulled_harder_than_the_weight_says(measure, sized, told):
     batch, predicted = a_batch()
-    judging = judge(0.07, measure="distance", cap=True)
+    judging = judge(0.7, measure=measure, cap=True)
     slope, = torch.autograd.grad(values(judging.critic, batch.observations, predicted).mean(0).sum(), predicted)
-    steep = slope.square().mean(-1)
+    size = sized(slope).mean(-1)
 
-    pulled, *_ = guided(predicted, predicted.sum() * 0, batch, judging._replace(size=steep[batch.mask].mean()))
-    pull, = torch.autograd.grad(pulled, predicted)
+    pulled, *_ = guided(predicted, predicted.sum() * 0, batch, judging._replace(size=size[batch.mask].mean()))
+    pull = told(torch.autograd.grad(pulled, predicted)[0])
 
-    far = (pull * A / 2).square().mean(-1).sqrt()
-    hard = (steep > steep[batch.mask].mean()) & batch.mask
+    hard = (size > size[batch.mask].mean()) & batch.mask
     assert 0 < hard.sum() < batch.mask.sum()
-    torch.testing.assert_close(far[hard], torch.full((int(hard.sum()),), 0.07))
-    assert (far[batch.mask & ~hard] < 0.07).all()
+    torch.testing.assert_close(pull[hard], torch.full((int(hard.sum()),), 0.7))
+    assert (pull[batch.mask & ~hard] < 0.7).all()
 
 
 def test_with_a_cap_no_state_is_pulled_harder_than_one_of_mean_value():
