@@ -117,7 +117,7 @@ class Guidance:
     Attributes:
         leaves: their parameters, for which gradients are taken.
         critic, slow: these and those of the slow copies, as `values` takes them.
-        size: what the pull is measured against, its mean over the states of the last update, ().
+        size: as of a Judge, of the last update, ().
         value: what the policy's actions are worth, the mean of absolute values at the last update, scaled, ().
     """
 
